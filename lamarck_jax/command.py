@@ -1,0 +1,49 @@
+"""What the command-line programs share: bad input is one line and exit status 2."""
+
+from collections.abc import Callable
+import sys
+from typing import NoReturn
+
+from absl import app, flags
+
+from lamarck_jax.errors import UserError
+
+
+def run(main: Callable[[list[str]], None], default_config: str) -> NoReturn:
+  """Parses the flags, calls a program's main function, and exits.
+
+  Args:
+    main: Gets the arguments that are no flags, after the program's name. It may
+      raise UserError. Flag --config has its configuration.
+    default_config: The configuration file where --config is not given. It is no
+      default of the flag, which ml_collections would load in any case.
+  """
+
+  def guarded_main(argv: list[str]) -> None:
+    try:
+      main(argv)
+    except UserError as error:
+      _refuse(error)
+
+  given = any(arg.lstrip('-').split('=')[0] == 'config' for arg in sys.argv[1:])
+  if not given:
+    sys.argv.insert(1, f'--config={default_config}')
+  app.run(guarded_main, flags_parser=_parse_flags)
+  raise AssertionError  # absl has exited.
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  try:
+    arguments = flags.FLAGS(argv)
+    flags.FLAGS.config.lock()  # A file that cannot be loaded fails at first use.
+    return arguments
+  # Configuration files run while flags are parsed, and raise what they like.
+  except Exception as error:
+    _refuse(error)
+
+
+def _refuse(error: Exception) -> NoReturn:
+  """Prints an error in one line and exits with status 2."""
+  message = ' '.join(str(error).replace('\\n', ' ').split())
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(2)

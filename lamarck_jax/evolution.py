@@ -1,0 +1,167 @@
+"""The (1+1)-EA with niching, Algorithm 1 of the paper, as pure init / ask / tell.
+
+The recursion of Algorithm 1 is unrolled into a state: inside a niche the loop is
+the same, only the parent is the niche's, no further niche opens, and a count of
+iterations runs out.
+
+  state = init(space, budget_epochs=512, epochs_per_evaluation=4)
+  while not state.done:
+    child = ask(key_1, state)
+    state = tell(key_2, state, child, fitness(child))
+"""
+
+import dataclasses
+
+import jax
+
+from lamarck_jax import genotype as genotype_lib
+from lamarck_jax import mutation
+from lamarck_jax.genotype import Genotype, SearchSpace
+
+
+@dataclasses.dataclass(frozen=True)
+class Individual:
+  """An evaluated network.
+
+  Attributes:
+    genotype: Its architecture.
+    fitness: Its validation accuracy, from 0 to 1.
+    evaluation: Index of the evaluation that trained it, from 0.
+  """
+
+  genotype: Genotype
+  fitness: float
+  evaluation: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Niche:
+  """An open niche (Section 3.1).
+
+  Attributes:
+    origin: The parent that the search had when the niche opened.
+    iterations_left: Evaluations until the niche closes.
+  """
+
+  origin: Individual
+  iterations_left: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EvolutionState:
+  """Everything the algorithm knows; immutable.
+
+  Attributes:
+    space: The search space.
+    budget_epochs: n, the training epochs after which the search ends.
+    epochs_per_evaluation: e, the training epochs of one fitness evaluation.
+    niching_rate: eta, the probability to follow a child that is no better.
+    niching_iterations: k, the iterations of a niche.
+    parent: The individual that is mutated next; None before the first one.
+    niche: The open niche, if any.
+    history: All genotypes evaluated so far.
+    num_evaluations: Number of evaluations so far.
+    epochs_used: Training epochs used so far.
+  """
+
+  space: SearchSpace
+  budget_epochs: int
+  epochs_per_evaluation: int
+  niching_rate: float = 0.1
+  niching_iterations: int = 5
+  parent: Individual | None = None
+  niche: Niche | None = None
+  history: frozenset[Genotype] = frozenset()
+  num_evaluations: int = 0
+  epochs_used: int = 0
+
+  @property
+  def done(self) -> bool:
+    """Whether the budget is used; that ends the search inside a niche too."""
+    return self.epochs_used >= self.budget_epochs
+
+  @property
+  def best(self) -> Individual | None:
+    """The fittest individual so far, the earlier one among equals."""
+    if self.niche is None or self.parent is None:
+      return self.parent
+    origin = self.niche.origin
+    return self.parent if self.parent.fitness > origin.fitness else origin
+
+
+def init(
+  space: SearchSpace,
+  *,
+  budget_epochs: int,
+  epochs_per_evaluation: int,
+  niching_rate: float = 0.1,
+  niching_iterations: int = 5,
+) -> EvolutionState:
+  """Returns the state before the first evaluation.
+
+  Args:
+    space: The search space.
+    budget_epochs: n, total training epochs.
+    epochs_per_evaluation: e, training epochs per evaluation.
+    niching_rate: eta, a probability.
+    niching_iterations: k, evaluations per niche.
+  """
+  return EvolutionState(
+    space, budget_epochs, epochs_per_evaluation, niching_rate, niching_iterations
+  )
+
+
+def ask(key: jax.Array, state: EvolutionState) -> Genotype:
+  """Returns the next genotype to evaluate.
+
+  Args:
+    key: A JAX random key, used for this call alone.
+    state: The state; it is left as it is.
+
+  Returns:
+    The initial network first, later a mutant of `state.parent` that has not
+    been evaluated before.
+  """
+  if state.parent is None:
+    return genotype_lib.random_genotype(key, state.space)
+  return mutation.mutate(key, state.parent.genotype, state.space, state.history)
+
+
+def tell(
+  key: jax.Array, state: EvolutionState, child: Genotype, fitness: float
+) -> EvolutionState:
+  """Returns the state after an evaluation.
+
+  Args:
+    key: A JAX random key, used for this call alone.
+    state: The state that `ask` was called with; it is left as it is.
+    child: The genotype that `ask` returned.
+    fitness: Its validation accuracy.
+  """
+  individual = Individual(child, fitness, state.num_evaluations)
+  parent, niche = state.parent, state.niche
+
+  if parent is None:
+    parent = individual
+  elif niche is None:
+    if fitness > parent.fitness:
+      parent = individual
+    elif genotype_lib.generator(key).random() < state.niching_rate:
+      niche = Niche(origin=parent, iterations_left=state.niching_iterations)
+      parent = individual
+  else:
+    if fitness > parent.fitness:
+      parent = individual
+    niche = dataclasses.replace(niche, iterations_left=niche.iterations_left - 1)
+    if niche.iterations_left == 0:
+      parent = parent if parent.fitness > niche.origin.fitness else niche.origin
+      niche = None
+
+  return dataclasses.replace(
+    state,
+    parent=parent,
+    niche=niche,
+    history=state.history | {child},
+    num_evaluations=state.num_evaluations + 1,
+    epochs_used=state.epochs_used + state.epochs_per_evaluation,
+  )

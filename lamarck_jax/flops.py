@@ -1,0 +1,63 @@
+"""Floating-point operations of a network and of its training.
+
+As the paper's footnote counts them: those of one example through the network,
+times the number of examples seen. The figures are XLA's own cost analysis of
+the inference program with its plain convolution, so they are the same on every
+device.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from lamarck_jax import model
+from lamarck_jax.genotype import Genotype
+
+
+def network_flops(
+  genotype: Genotype, image_shape: tuple[int, int, int], num_classes: int
+) -> int:
+  """Returns the operations to classify one example.
+
+  Args:
+    genotype: The architecture.
+    image_shape: (height, width, channels).
+    num_classes: Number of classes.
+  """
+  height, width, channels = image_shape
+  total = 0
+  for block in genotype.blocks:
+    module = model.conv_block(block, conv_general_dilated=jax.lax.conv_general_dilated)
+    total += _block_flops(module, height, width, channels)
+    height, width = -(-height // block.stride), -(-width // block.stride)
+    channels = block.filters
+  return total + _classifier_flops(
+    model.Classifier(num_classes), height, width, channels
+  )
+
+
+@functools.lru_cache
+def _block_flops(
+  module: model.ConvBlock, height: int, width: int, channels: int
+) -> int:
+  return _cost(
+    functools.partial(module.apply, train=False),
+    model.block_shapes(module, channels),
+    jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32),
+  )
+
+
+@functools.lru_cache
+def _classifier_flops(
+  module: model.Classifier, height: int, width: int, channels: int
+) -> int:
+  return _cost(
+    module.apply,
+    model.classifier_shapes(module, channels),
+    jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32),
+  )
+
+
+def _cost(function, *shapes) -> int:
+  return int(jax.jit(function).lower(*shapes).cost_analysis()['flops'])

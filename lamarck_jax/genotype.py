@@ -1,0 +1,165 @@
+"""The genotype of a convolutional network and the space it is drawn from.
+
+Section 3 of the paper: a network is a stack of blocks (convolution, batch
+normalisation, ReLU), each with three evolvable integers.
+"""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+
+_BLOCK_PATTERN = re.compile(r'(\d+)c(\d+)(?:s(\d+))?')
+_UNNUMBERED = -1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """One convolution-BatchNorm-ReLU block.
+
+  Attributes:
+    filters: Number of filters of the convolution.
+    kernel_size: Side of the square kernel, in pixels.
+    stride: Stride of the convolution in both directions.
+    lineage: Innovation number that names the block's parameters. A block keeps
+      it through every mutation of its integers, so a child finds its parent's
+      weights under the same name. It takes no part in equality and is no
+      pytree leaf. A block without one gets it from its `Genotype`.
+  """
+
+  filters: int
+  kernel_size: int
+  stride: int = 1
+  lineage: int = dataclasses.field(
+    default=_UNNUMBERED, compare=False, metadata={'static': True}
+  )
+
+  def __str__(self) -> str:
+    stride = '' if self.stride == 1 else f's{self.stride}'
+    return f'{self.filters}c{self.kernel_size}{stride}'
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Genotype:
+  """An architecture: the blocks from the image to the classifier.
+
+  Immutable, hashable, and a pytree whose leaves are the integers of its blocks.
+  Two genotypes are equal when their architectures are.
+
+  Attributes:
+    blocks: The blocks, first the one that sees the image.
+    next_lineage: The innovation number that the next new block gets; greater
+      than every one given in this line of descent, also to removed blocks.
+  """
+
+  blocks: tuple[Block, ...]
+  next_lineage: int = dataclasses.field(
+    default=0, compare=False, metadata={'static': True}
+  )
+
+  def __post_init__(self) -> None:
+    """Numbers the blocks that have no lineage yet, or one that is taken."""
+    if not isinstance(self.blocks, tuple) or not all(
+      isinstance(block, Block) for block in self.blocks
+    ):
+      return  # JAX rebuilds pytrees with placeholders in place of children.
+    next_lineage = max(
+      [self.next_lineage, *(block.lineage + 1 for block in self.blocks)]
+    )
+    blocks = {}
+    for block in self.blocks:
+      if block.lineage == _UNNUMBERED or block.lineage in blocks:
+        block = dataclasses.replace(block, lineage=next_lineage)
+        next_lineage += 1
+      blocks[block.lineage] = block
+    object.__setattr__(self, 'blocks', tuple(blocks.values()))
+    object.__setattr__(self, 'next_lineage', next_lineage)
+
+  def __str__(self) -> str:
+    """Returns the short form, e.g. `64c3 96c3s2 128c1`."""
+    return ' '.join(map(str, self.blocks))
+
+  def __len__(self) -> int:
+    return len(self.blocks)
+
+  @classmethod
+  def parse(cls, text: str) -> 'Genotype':
+    """Returns the genotype of a short form such as `64c3 96c3s2 128c1`.
+
+    Raises:
+      ValueError: If a word is not `<filters>c<kernel size>[s<stride>]`.
+    """
+    blocks = []
+    for word in text.split():
+      match = _BLOCK_PATTERN.fullmatch(word)
+      if match is None:
+        raise ValueError(
+          f'genotype: {word!r} is not <filters>c<kernel size>[s<stride>]'
+        )
+      blocks.append(Block(*(int(group or 1) for group in match.groups())))
+    return cls(tuple(blocks))
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSpace:
+  """The sets that hyperparameters are drawn from (Section 3.2).
+
+  Attributes:
+    filters: F, the filter counts, ascending.
+    kernel_sizes: K, the kernel sizes.
+    strides: S, the strides.
+    max_downsampling: Largest number of blocks with a stride above one.
+  """
+
+  filters: tuple[int, ...] = (16, 32, 64, 96, 128, 192, 256)
+  kernel_sizes: tuple[int, ...] = (1, 3, 5)
+  strides: tuple[int, ...] = (1, 2)
+  max_downsampling: int = 3
+
+  def __contains__(self, genotype: Genotype) -> bool:
+    return (
+      len(genotype) > 0
+      and all(
+        block.filters in self.filters
+        and block.kernel_size in self.kernel_sizes
+        and block.stride in self.strides
+        for block in genotype.blocks
+      )
+      and sum(block.stride > 1 for block in genotype.blocks) <= self.max_downsampling
+    )
+
+
+def generator(key: jax.Array) -> np.random.Generator:
+  """Returns a NumPy generator seeded with a JAX random key.
+
+  Genotypes live on the host, and their few draws must not wait behind the
+  programs queued on the accelerator.
+
+  Args:
+    key: A JAX random key, typed (`jax.random.key`) or raw.
+  """
+  if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+    key = jax.random.key_data(key)
+  return np.random.default_rng(np.asarray(key))
+
+
+def random_block(rng: np.random.Generator, space: SearchSpace) -> Block:
+  """Returns a block with random filters and kernel size, and a stride of one."""
+  return Block(
+    filters=int(rng.choice(space.filters)),
+    kernel_size=int(rng.choice(space.kernel_sizes)),
+    stride=1,
+  )
+
+
+def random_genotype(key: jax.Array, space: SearchSpace) -> Genotype:
+  """Returns the initial network: one random block of stride one (Section 3.1).
+
+  Args:
+    key: A JAX random key.
+    space: The search space; filters and kernel size are drawn uniformly.
+  """
+  return Genotype((random_block(generator(key), space),))

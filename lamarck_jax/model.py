@@ -1,0 +1,221 @@
+"""The phenotype: Flax Linen modules built from a genotype (Section 3, Figure 1)."""
+
+from collections.abc import Callable, Mapping
+import functools
+import math
+from typing import Any
+import zlib
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamarck_jax import genotype as genotype_lib
+from lamarck_jax.convolution import conv_general_dilated
+from lamarck_jax.genotype import Block, Genotype
+
+Variables = Mapping[str, Any]
+
+CLASSIFIER = 'classifier'
+_BATCH_NORM_MOMENTUM = 0.9
+_BATCH_NORM_EPSILON = 1e-5
+
+
+class ConvBlock(nn.Module):
+  """Convolution with bias, batch normalisation, ReLU.
+
+  Attributes:
+    filters: Number of filters.
+    kernel_size: Side of the square kernel, in pixels.
+    stride: Stride in both directions.
+    dtype: Type of the computation; parameters and statistics are float32.
+    conv_general_dilated: The convolution, with the signature of `jax.lax`'s.
+  """
+
+  filters: int
+  kernel_size: int
+  stride: int
+  dtype: Any = jnp.float32
+  conv_general_dilated: Callable[..., jax.Array] = conv_general_dilated
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """Applies the block.
+
+    Args:
+      x: [batch, height, width, channels].
+      train: Whether to normalise by the batch's own statistics and to update
+        the running ones (collection `batch_stats`).
+
+    Returns:
+      [batch, ceil(height / stride), ceil(width / stride), filters] of `dtype`.
+    """
+    x = nn.Conv(
+      self.filters,
+      (self.kernel_size, self.kernel_size),
+      strides=(self.stride, self.stride),
+      padding='SAME',
+      dtype=self.dtype,
+      kernel_init=nn.initializers.glorot_uniform(),
+      conv_general_dilated=self.conv_general_dilated,
+      name='conv',
+    )(x)
+    x = nn.BatchNorm(
+      use_running_average=not train,
+      momentum=_BATCH_NORM_MOMENTUM,
+      epsilon=_BATCH_NORM_EPSILON,
+      dtype=self.dtype,
+      name='norm',
+    )(x)
+    return nn.relu(x)
+
+
+class Classifier(nn.Module):
+  """Global average pooling and a dense layer; the softmax is in the loss.
+
+  Attributes:
+    num_classes: Number of classes.
+  """
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns float32 logits [batch, num_classes] of x [batch, h, w, channels]."""
+    x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    return nn.Dense(
+      self.num_classes, kernel_init=nn.initializers.glorot_uniform(), name='dense'
+    )(x)
+
+
+class ConvNet(nn.Module):
+  """The whole network of a genotype.
+
+  Attributes:
+    genotype: The architecture; its blocks' lineages name the parameters.
+    num_classes: Number of classes.
+    dtype: Type of the blocks' computation.
+    conv_general_dilated: The convolution, with the signature of `jax.lax`'s.
+  """
+
+  genotype: Genotype
+  num_classes: int
+  dtype: Any = jnp.float32
+  conv_general_dilated: Callable[..., jax.Array] = conv_general_dilated
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Returns logits.
+
+    Args:
+      x: Standardised images [batch, height, width, channels].
+      train: Whether batch normalisation uses the batch's own statistics.
+
+    Returns:
+      float32 [batch, num_classes].
+    """
+    for block in self.genotype.blocks:
+      x = conv_block(
+        block,
+        dtype=self.dtype,
+        conv_general_dilated=self.conv_general_dilated,
+        name=block_name(block),
+      )(x, train)
+    return Classifier(self.num_classes, name=CLASSIFIER)(x)
+
+
+def conv_block(block: Block, **fields: Any) -> ConvBlock:
+  """Returns the module of one block, with further fields of `ConvBlock`."""
+  return ConvBlock(block.filters, block.kernel_size, block.stride, **fields)
+
+
+def block_name(block: Block) -> str:
+  """Returns the name of a block's parameters in the network's variables."""
+  return f'block_{block.lineage}'
+
+
+def variable_shapes(
+  genotype: Genotype, channels: int, num_classes: int
+) -> dict[str, dict[str, Any]]:
+  """Returns the shapes of a network's variables.
+
+  Args:
+    genotype: The architecture.
+    channels: Number of channels of the images.
+    num_classes: Number of classes.
+
+  Returns:
+    The tree that `ConvNet.init` returns, with `jax.ShapeDtypeStruct` leaves.
+  """
+  params, batch_stats = {}, {}
+  for block in genotype.blocks:
+    shapes = block_shapes(conv_block(block), channels)
+    params[block_name(block)] = shapes['params']
+    batch_stats[block_name(block)] = shapes['batch_stats']
+    channels = block.filters
+  classifier = Classifier(num_classes)
+  params[CLASSIFIER] = classifier_shapes(classifier, channels)['params']
+  return {'params': params, 'batch_stats': batch_stats}
+
+
+@functools.lru_cache
+def block_shapes(module: ConvBlock, channels: int) -> dict[str, Any]:
+  """Returns the shapes of the variables of a block that gets so many channels."""
+  images = jax.ShapeDtypeStruct((1, 8, 8, channels), jnp.float32)
+  init = functools.partial(module.init, train=False)
+  return jax.eval_shape(init, jax.random.key(0), images)
+
+
+@functools.lru_cache
+def classifier_shapes(module: Classifier, channels: int) -> dict[str, Any]:
+  """Returns the shapes of the variables of a classifier, likewise."""
+  features = jax.ShapeDtypeStruct((1, 1, 1, channels), jnp.float32)
+  return jax.eval_shape(module.init, jax.random.key(0), features)
+
+
+def fresh_leaf(key: jax.Array, path: tuple[str, ...], shape: tuple[int, ...]) -> Any:
+  """Returns the initial value of one leaf of a network's variables.
+
+  Kernels are Glorot-uniform; biases, BatchNorm shifts and running means zero;
+  BatchNorm scales and running variances one. That is what the modules' own
+  `init` draws from, made on the host: a child has new shapes nearly every time,
+  and JAX would compile a program for each.
+
+  Args:
+    key: A JAX random key for the whole tree; every path draws its own numbers.
+    path: The leaf's path, e.g. `('params', 'block_0', 'conv', 'kernel')`.
+    shape: The leaf's shape.
+
+  Returns:
+    float32 NumPy array.
+  """
+  if path[-1] == 'kernel':
+    receptive_field = math.prod(shape[:-2])
+    limit = math.sqrt(6 / (receptive_field * (shape[-2] + shape[-1])))
+    leaf_key = jax.random.fold_in(key, zlib.crc32('/'.join(path).encode()))
+    rng = genotype_lib.generator(leaf_key)
+    return rng.uniform(-limit, limit, shape).astype(np.float32)
+  value = 1 if path[-1] in ('scale', 'var') else 0
+  return np.full(shape, value, np.float32)
+
+
+def init_variables(
+  key: jax.Array, genotype: Genotype, channels: int, num_classes: int
+) -> dict[str, Any]:
+  """Returns freshly initialised variables of a network.
+
+  Args:
+    key: A JAX random key.
+    genotype: The architecture.
+    channels: Number of channels of the images.
+    num_classes: Number of classes.
+
+  Returns:
+    `{'params': ..., 'batch_stats': ...}` as `ConvNet.init` returns, float32.
+  """
+  shapes = traverse_util.flatten_dict(variable_shapes(genotype, channels, num_classes))
+  return traverse_util.unflatten_dict(
+    {path: fresh_leaf(key, path, leaf.shape) for path, leaf in shapes.items()}
+  )

@@ -1,0 +1,307 @@
+"""The search: ask, inherit, train, tell, record; it resumes itself."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import enum
+import functools
+import os
+import time
+from typing import Any
+
+from absl import logging
+import jax
+from ml_collections import config_dict
+
+from lamarck_jax import (
+  completion,
+  datasets,
+  evolution,
+  flops,
+  inheritance,
+  model,
+  mutation,
+  records,
+)
+from lamarck_jax import config as config_lib
+from lamarck_jax.errors import UserError
+from lamarck_jax.evolution import EvolutionState, Individual
+from lamarck_jax.genotype import Genotype, SearchSpace
+from lamarck_jax.model import Variables
+from lamarck_jax.progress import Progress
+from lamarck_jax.training import Trainer
+
+Event = dict[str, Any]
+
+
+class Purpose(enum.IntEnum):
+  """What a random key is for; the numbers are part of what a seed means."""
+
+  MUTATION = 0
+  NICHING = 1
+  INITIALISATION = 2
+  TRAINING = 3
+  COMPLETION = 4
+
+
+def random_key(seed: int, evaluation: int, purpose: Purpose) -> jax.Array:
+  """Returns the key of one use of randomness.
+
+  Keys are folded, never carried along, so a resumed search draws the same.
+
+  Args:
+    seed: The seed of the search.
+    evaluation: Index of the evaluation that the key is for.
+    purpose: What it is for.
+  """
+  key = jax.random.fold_in(jax.random.key(seed), evaluation)
+  return jax.random.fold_in(key, purpose)
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchState:
+  """The algorithm's state and the checkpoints: a fold of `tell` over the events.
+
+  Attributes:
+    seed: The seed of the search.
+    evolution: State of the (1+1)-EA.
+    checkpoints: The best individual so far at each budget, in epochs.
+  """
+
+  seed: int
+  evolution: EvolutionState
+  checkpoints: dict[int, Individual | None]
+
+  def tell(self, child: Genotype, fitness: float) -> 'SearchState':
+    """Returns the state after an evaluation, as `evolution.tell` does."""
+    key = random_key(self.seed, self.evolution.num_evaluations, Purpose.NICHING)
+    state = evolution.tell(key, self.evolution, child, fitness)
+    checkpoints = {
+      # The last evaluation may exceed the whole budget; it counts all the same.
+      budget: state.best
+      if state.epochs_used <= budget or budget == state.budget_epochs
+      else best
+      for budget, best in self.checkpoints.items()
+    }
+    return SearchState(self.seed, state, checkpoints)
+
+  @property
+  def living(self) -> set[int]:
+    """The evaluations of the individuals that can still have children."""
+    niche = self.evolution.niche
+    individuals = {self.evolution.parent, niche.origin if niche else None}
+    return {individual.evaluation for individual in individuals if individual}
+
+  @property
+  def needed(self) -> set[int]:
+    """The evaluations whose weights are still needed."""
+    best = self.checkpoints.values()
+    return self.living | {individual.evaluation for individual in best if individual}
+
+
+def initial_state(config: config_dict.ConfigDict) -> SearchState:
+  """Returns the state before the first evaluation of a configuration."""
+  space = config.search_space
+  state = evolution.init(
+    SearchSpace(
+      tuple(space.filters),
+      tuple(space.kernel_sizes),
+      tuple(space.strides),
+      space.max_downsampling,
+    ),
+    budget_epochs=config.budget_epochs,
+    epochs_per_evaluation=config.epochs_per_evaluation,
+    niching_rate=config.niching.rate,
+    niching_iterations=config.niching.iterations,
+  )
+  budgets = [n for n in config.checkpoint_epochs if n < config.budget_epochs]
+  return SearchState(
+    config.seed, state, dict.fromkeys([*budgets, config.budget_epochs])
+  )
+
+
+def run(
+  config: config_dict.ConfigDict,
+  workdir: str | os.PathLike[str],
+  on_event: Callable[[Event], None] | None = None,
+) -> dict[str, Any]:
+  """Runs a search, or goes on with the one in the directory.
+
+  Args:
+    config: A configuration, see `lamarck_jax.config`.
+    workdir: The run directory; made if it is not there.
+    on_event: Called with the event of every evaluation once it is recorded.
+
+  Returns:
+    The content of `result.json`.
+
+  Raises:
+    UserError: If the configuration, the directory or the data set is unfit.
+  """
+  config_lib.validate(config)
+  directory = records.RunDirectory(workdir, config.to_dict())
+  result = directory.read_result()
+  if result is not None:
+    logging.info('%s holds a finished search', workdir)
+    return result
+
+  dataset = datasets.load(**config.dataset)
+  if len(dataset.train.labels) < config.batch_size:
+    raise UserError(
+      f'config.batch_size: got {config.batch_size}, want at most the number of'
+      f' training examples, {len(dataset.train.labels)}'
+    )
+  trainer = Trainer(
+    dataset, batch_size=config.batch_size, compute_dtype=config.compute_dtype
+  )
+
+  # Restore ------------------------------------------------------------------
+  state = initial_state(config)
+  events = directory.read_events()
+  for event in events:
+    state = state.tell(records.genotype_from_json(event), event['fitness'])
+  directory.keep_weights(state.needed)
+  if events:
+    logging.info('going on after %d evaluations in %s', len(events), workdir)
+
+  # Search -------------------------------------------------------------------
+  living: dict[int, Variables] = {
+    number: directory.read_weights(number) for number in state.living
+  }
+  with Progress(config.budget_epochs, state.evolution.epochs_used) as progress:
+    while not state.evolution.done:
+      state, living, event = _evaluate(
+        config, state, living, trainer, directory, progress
+      )
+      events.append(event)
+      if on_event:
+        on_event(event)
+
+  # Complete -----------------------------------------------------------------
+  best = state.evolution.best
+  assert best is not None
+  result = {
+    'best': {
+      'evaluation': best.evaluation,
+      **records.genotype_to_json(best.genotype),
+      'fitness': best.fitness,
+    },
+    'num_evaluations': state.evolution.num_evaluations,
+    'epochs_used': state.evolution.epochs_used,
+    'flops': sum(event['flops'] for event in events),
+    'seconds': round(sum(event['seconds']['total'] for event in events), 3),
+    'checkpoints': [],
+  }
+  if config.completion.enabled:
+    for budget, individual in state.checkpoints.items():
+      if individual is None:
+        continue  # The first evaluation alone exceeded this budget.
+      key = random_key(config.seed, individual.evaluation, Purpose.COMPLETION)
+      rates = completion.schedule(config)
+      outcome = completion.complete(key, individual, directory, trainer, rates)
+      result['checkpoints'].append({'epochs': budget, **outcome})
+  directory.write_result(result)
+  return result
+
+
+def _evaluate(
+  config: config_dict.ConfigDict,
+  state: SearchState,
+  living: Mapping[int, Variables],
+  trainer: Trainer,
+  directory: records.RunDirectory,
+  progress: Progress,
+) -> tuple[SearchState, dict[int, Variables], Event]:
+  """Makes, trains, evaluates and records one child.
+
+  Args:
+    config: The configuration.
+    state: The state of the search.
+    living: Variables of the individuals that can have children, by evaluation.
+    trainer: The trainer of the data set.
+    directory: The run directory.
+    progress: What a person sees.
+
+  Returns:
+    The new state, the variables of the individuals living in it, the event.
+  """
+  evaluation, parent = state.evolution.num_evaluations, state.evolution.parent
+  key = functools.partial(random_key, config.seed, evaluation)
+  stopwatch = _Stopwatch()
+
+  child = evolution.ask(key(Purpose.MUTATION), state.evolution)
+  if parent is None:
+    variables = model.init_variables(
+      key(Purpose.INITIALISATION), child, trainer.image_shape[-1], trainer.num_classes
+    )
+  else:
+    variables = inheritance.inherit(
+      key(Purpose.INITIALISATION),
+      parent.genotype,
+      living[parent.evaluation],
+      child,
+      config.inheritance,
+    )
+  stopwatch.lap('mutate')
+
+  progress.training(evaluation, child)
+  trainer.compile(child)
+  stopwatch.lap('compile')
+  variables = trainer.train(
+    key(Purpose.TRAINING),
+    child,
+    variables,
+    [config.learning_rate] * config.epochs_per_evaluation,
+    on_epoch=lambda epoch, loss: progress.epoch(),
+  )
+  stopwatch.lap('train')
+  fitness = trainer.accuracy(child, variables, 'validation')
+  stopwatch.lap('evaluate')
+
+  niche = state.evolution.niche
+  state = state.tell(child, fitness)
+  if evaluation in state.needed:
+    directory.write_weights(evaluation, variables)
+  stopwatch.lap('record')
+
+  examples = config.epochs_per_evaluation * trainer.examples_per_epoch
+  best = state.evolution.best
+  assert best is not None
+  event = {
+    'evaluation': evaluation,
+    **records.genotype_to_json(child),
+    'parent': parent.evaluation if parent else None,
+    'mutation': mutation.describe(parent.genotype, child) if parent else [],
+    'fitness': fitness,
+    'accepted': parent is None or fitness > parent.fitness,
+    'niche': niche.origin.evaluation if niche else None,
+    'epochs_used': state.evolution.epochs_used,
+    'flops': examples
+    * flops.network_flops(child, trainer.image_shape, trainer.num_classes),
+    'seconds': stopwatch.seconds,
+    'best_fitness': best.fitness,
+  }
+  directory.append_event(event)
+  directory.keep_weights(state.needed)
+  progress.evaluated(event, child, examples / stopwatch.seconds['train'])
+
+  candidates = {**living, evaluation: variables}
+  return state, {number: candidates[number] for number in state.living}, event
+
+
+class _Stopwatch:
+  """Measures the phases of an evaluation.
+
+  Attributes:
+    seconds: Duration of every phase so far, and their `total`.
+  """
+
+  def __init__(self) -> None:
+    self._last = time.monotonic()
+    self.seconds = {'total': 0.0}
+
+  def lap(self, phase: str) -> None:
+    """Ends a phase."""
+    now = time.monotonic()
+    self.seconds[phase] = round(now - self._last, 4)
+    self.seconds['total'] = round(self.seconds['total'] + now - self._last, 4)
+    self._last = now

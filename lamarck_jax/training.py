@@ -1,0 +1,446 @@
+"""Training and evaluation of networks, one compiled program per block.
+
+Every evaluation of a search has a new architecture, so a program for the whole
+network would be compiled for every child. But a network is a chain of blocks,
+and a block's program depends on its own few integers alone. So each block has
+its own programs (forward, backward with the optimizer's update inside, and
+inference), built from the same Linen modules as the whole network, kept for all
+networks of the process, and chained here. A mutation compiles one or two blocks.
+
+The data set lives on the device as uint8. A batch is gathered and standardised
+inside the first block's program, and nothing inside an epoch waits for the host.
+"""
+
+from collections.abc import Callable, Sequence
+import concurrent.futures
+import functools
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lamarck_jax import model
+from lamarck_jax.datasets import Dataset
+from lamarck_jax.genotype import Genotype
+from lamarck_jax.model import Variables
+
+# The programs of this many blocks stay in memory. A block has three, of about 30
+# memory maps each on CPU, and the kernel allows a process 65,530.
+MAX_BLOCKS_IN_MEMORY = 192
+
+
+class Images(NamedTuple):
+  """The input of the first block: the data set, and where to find the batch.
+
+  Attributes:
+    pixels: uint8 [num_examples, height, width, channels], all splits.
+    mean: float32 [channels], of the training split, in units of uint8.
+    std: float32 [channels], likewise.
+    order: int32 [steps * batch_size], the examples in the order of this pass.
+    step: int32 scalar, index of the batch.
+  """
+
+  pixels: jax.Array
+  mean: jax.Array
+  std: jax.Array
+  order: jax.Array
+  step: jax.Array
+
+
+class Targets(NamedTuple):
+  """What the head compares its predictions with, and what it has seen so far.
+
+  Attributes:
+    labels: int32 [num_examples], all splits.
+    order: int32 [steps * batch_size], the examples in the order of this pass.
+    step: int32 scalar, index of the batch.
+    total: float32 scalar, summed over the batches so far: the loss in training,
+      the number of correct predictions in evaluation.
+  """
+
+  labels: jax.Array
+  order: jax.Array
+  step: jax.Array
+  total: jax.Array
+
+
+class BlockPrograms(NamedTuple):
+  """The compiled programs of a block.
+
+  Attributes:
+    forward: (params, batch_stats, inputs) -> (outputs, batch_stats, pullback),
+      in training mode.
+    backward: (pullback, gradient, params, opt_state, learning_rate) ->
+      (gradient of the inputs or None, params, opt_state).
+    infer: (params, batch_stats, inputs) -> outputs, in evaluation mode.
+    outputs: Shape and dtype of the outputs.
+  """
+
+  forward: Callable[..., Any]
+  backward: Callable[..., Any]
+  infer: Callable[..., Any]
+  outputs: jax.ShapeDtypeStruct
+
+
+class HeadPrograms(NamedTuple):
+  """The compiled programs of the classifier with the loss.
+
+  Attributes:
+    train: (params, inputs, targets, opt_state, learning_rate) ->
+      (gradient of the inputs, params, opt_state, step, total).
+    infer: (params, inputs, targets, num_examples) -> (step, total).
+  """
+
+  train: Callable[..., Any]
+  infer: Callable[..., Any]
+
+
+# ------------------------------------------------------------------------------
+# Programs
+# ------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=MAX_BLOCKS_IN_MEMORY)
+def block_programs(
+  module: model.ConvBlock, inputs: Images | jax.ShapeDtypeStruct, batch_size: int
+) -> BlockPrograms:
+  """Compiles the programs of a block, unless they are in memory.
+
+  Args:
+    module: The block.
+    inputs: Shapes and dtypes of what it gets: `Images`, or the activations
+      [batch_size, height, width, channels] of the block before it.
+    batch_size: Examples per batch.
+  """
+
+  def forward(params: Any, batch_stats: Any, inputs: Any) -> Any:
+    def apply(params: Any, x: jax.Array) -> Any:
+      variables = {'params': params, 'batch_stats': batch_stats}
+      outputs, updated = module.apply(variables, x, train=True, mutable=['batch_stats'])
+      return outputs, updated['batch_stats']
+
+    if isinstance(inputs, Images):  # Nobody needs the gradient of the images.
+      images = _batch_images(inputs, batch_size, module.dtype)
+      outputs, pullback, batch_stats = jax.vjp(
+        lambda params: apply(params, images), params, has_aux=True
+      )
+    else:
+      outputs, pullback, batch_stats = jax.vjp(apply, params, inputs, has_aux=True)
+    return outputs, batch_stats, pullback
+
+  def backward(
+    pullback: Any, gradient: Any, params: Any, opt_state: Any, learning_rate: Any
+  ) -> Any:
+    param_gradients, *input_gradient = pullback(gradient)
+    params, opt_state = _update(param_gradients, params, opt_state, learning_rate)
+    return (input_gradient or [None])[0], params, opt_state
+
+  def infer(params: Any, batch_stats: Any, inputs: Any) -> jax.Array:
+    if isinstance(inputs, Images):
+      inputs = _batch_images(inputs, batch_size, module.dtype)
+    return module.apply(
+      {'params': params, 'batch_stats': batch_stats}, inputs, train=False
+    )
+
+  shapes = model.block_shapes(module, _num_channels(inputs))
+  params, batch_stats = shapes['params'], shapes['batch_stats']
+  forward_lowered = jax.jit(forward).lower(params, batch_stats, inputs)
+  outputs, _, pullback = jax.tree.map(_struct, forward_lowered.out_info)
+  backward_lowered = jax.jit(backward, donate_argnames='opt_state').lower(
+    pullback, outputs, params, _opt_state_shapes(params), _SCALAR
+  )
+  infer_lowered = jax.jit(infer).lower(params, batch_stats, inputs)
+  return BlockPrograms(
+    forward_lowered.compile(),
+    backward_lowered.compile(),
+    infer_lowered.compile(),
+    outputs,
+  )
+
+
+@functools.lru_cache(maxsize=MAX_BLOCKS_IN_MEMORY)
+def head_programs(
+  module: model.Classifier, inputs: jax.ShapeDtypeStruct, targets: Targets
+) -> HeadPrograms:
+  """Compiles the programs of a classifier, unless they are in memory.
+
+  Args:
+    module: The classifier.
+    inputs: Shape and dtype of the last block's outputs.
+    targets: Shapes and dtypes of the targets.
+  """
+  batch_size = inputs.shape[0]
+
+  def train(
+    params: Any, inputs: Any, targets: Targets, opt_state: Any, learning_rate: Any
+  ) -> Any:
+    labels = targets.labels[_batch_indices(targets.order, targets.step, batch_size)]
+
+    def mean_loss(params: Any, inputs: jax.Array) -> jax.Array:
+      logits = module.apply({'params': params}, inputs)
+      return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    loss, (param_gradients, input_gradient) = jax.value_and_grad(
+      mean_loss, argnums=(0, 1)
+    )(params, inputs)
+    params, opt_state = _update(param_gradients, params, opt_state, learning_rate)
+    total = targets.total + loss
+    return input_gradient, params, opt_state, targets.step + 1, total
+
+  def infer(params: Any, inputs: Any, targets: Targets, num_examples: Any) -> Any:
+    labels = targets.labels[_batch_indices(targets.order, targets.step, batch_size)]
+    position = targets.step * batch_size + jnp.arange(batch_size)
+    predictions = jnp.argmax(module.apply({'params': params}, inputs), axis=-1)
+    correct = (predictions == labels) & (position < num_examples)
+    return targets.step + 1, targets.total + jnp.sum(correct)
+
+  params = model.classifier_shapes(module, _num_channels(inputs))['params']
+  train_lowered = jax.jit(train, donate_argnames='opt_state').lower(
+    params, inputs, targets, _opt_state_shapes(params), _SCALAR
+  )
+  infer_lowered = jax.jit(infer).lower(
+    params, inputs, targets, jax.ShapeDtypeStruct((), jnp.int32)
+  )
+  return HeadPrograms(train_lowered.compile(), infer_lowered.compile())
+
+
+_SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
+
+
+def _update(
+  gradients: Any, params: Any, opt_state: Any, learning_rate: Any
+) -> tuple[Any, Any]:
+  updates, opt_state = optax.adam(learning_rate).update(gradients, opt_state, params)
+  return optax.apply_updates(params, updates), opt_state
+
+
+def _opt_state_shapes(params: Any) -> Any:
+  return jax.eval_shape(optax.adam(0.0).init, params)
+
+
+@functools.partial(jax.jit, static_argnames=('num_examples', 'length'))
+def _shuffle(key: jax.Array, *, num_examples: int, length: int) -> jax.Array:
+  """Returns a permutation of the training examples, padded to int32 [length]."""
+  order = jax.random.permutation(key, jnp.arange(num_examples, dtype=jnp.int32))
+  return jnp.resize(order, length)
+
+
+def _batch_indices(order: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
+  return jax.lax.dynamic_slice_in_dim(order, step * batch_size, batch_size)
+
+
+def _batch_images(images: Images, batch_size: int, dtype: Any) -> jax.Array:
+  """Returns the standardised batch [batch_size, height, width, channels]."""
+  indices = _batch_indices(images.order, images.step, batch_size)
+  pixels = images.pixels[indices].astype(jnp.float32)
+  return ((pixels - images.mean) / images.std).astype(dtype)
+
+
+def _num_channels(inputs: Images | jax.ShapeDtypeStruct) -> int:
+  return (inputs.pixels if isinstance(inputs, Images) else inputs).shape[-1]
+
+
+def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+# ------------------------------------------------------------------------------
+# Chains of programs
+# ------------------------------------------------------------------------------
+
+
+class Trainer:
+  """Trains and evaluates networks on one data set.
+
+  Attributes:
+    batch_size: Examples per batch.
+    steps_per_epoch: Training steps per epoch; the remainder is dropped.
+    examples_per_epoch: Examples that these see.
+    num_classes: Number of classes.
+    image_shape: (height, width, channels).
+  """
+
+  def __init__(
+    self, dataset: Dataset, *, batch_size: int, compute_dtype: str = 'float32'
+  ):
+    """Puts the data set on the device.
+
+    Args:
+      dataset: Images and labels of the three splits.
+      batch_size: Examples per batch, at most the number of training examples.
+      compute_dtype: Type of the blocks' computation, `float32` or `bfloat16`.
+    """
+    splits = {
+      'train': dataset.train,
+      'validation': dataset.validation,
+      'test': dataset.test,
+    }
+    self.batch_size = batch_size
+    self.steps_per_epoch = len(dataset.train.labels) // batch_size
+    self.examples_per_epoch = self.steps_per_epoch * batch_size
+    self.num_classes = dataset.num_classes
+    self.image_shape = dataset.image_shape
+    self._dtype = jnp.dtype(compute_dtype).type
+    self._examples: dict[str, range] = {}
+    start = 0
+    for name, split in splits.items():
+      self._examples[name] = range(start, start + len(split.labels))
+      start += len(split.labels)
+
+    mean, std = _channel_statistics(dataset.train.images)
+    self._pixels, self._labels, self._mean, self._std = jax.device_put(
+      (
+        np.concatenate([split.images for split in splits.values()]),
+        np.concatenate([split.labels for split in splits.values()]),
+        mean,
+        std,
+      )
+    )
+    self._zero_step, self._zero_total = jax.device_put((np.int32(0), np.float32(0)))
+    # One length for all splits, so that all share the first block's programs.
+    longest = max(map(len, self._examples.values()))
+    self._order_length = -(-longest // batch_size) * batch_size
+    self._shuffle = functools.partial(
+      _shuffle, num_examples=len(dataset.train.labels), length=self._order_length
+    )
+
+  def compile(self, genotype: Genotype) -> None:
+    """Compiles a network's programs, in threads, unless they are in memory."""
+    self._programs(genotype)
+
+  def train(
+    self,
+    key: jax.Array,
+    genotype: Genotype,
+    variables: Variables,
+    learning_rates: Sequence[float],
+    on_epoch: Callable[[int, float], None] | None = None,
+  ) -> dict[str, Any]:
+    """Trains a network with Adam on the cross-entropy (Section 4.2).
+
+    Adam starts from zero moments. Each epoch is a fresh permutation.
+
+    Args:
+      key: A JAX random key, for the permutations.
+      genotype: The architecture.
+      variables: Its variables; they are left as they are.
+      learning_rates: Adam's learning rate of each epoch.
+      on_epoch: Called after every epoch with its index and its mean loss.
+
+    Returns:
+      The trained variables, on the device.
+    """
+    blocks, head = self._programs(genotype)
+    names = [model.block_name(block) for block in genotype.blocks]
+    all_params, all_stats = jax.device_put(
+      (variables['params'], variables['batch_stats'])
+    )
+    params = [all_params[name] for name in names]
+    stats = [all_stats[name] for name in names]
+    head_params = all_params[model.CLASSIFIER]
+    opt_states = [_initial_opt_state(tree) for tree in params]
+    head_opt_state = _initial_opt_state(head_params)
+
+    for epoch, learning_rate in enumerate(learning_rates):
+      order = self._shuffle(jax.random.fold_in(key, epoch))
+      rate = jax.device_put(np.float32(learning_rate))
+      step, total = self._zero_step, self._zero_total
+      for _ in range(self.steps_per_epoch):
+        x, pullbacks = self._images(order, step), []
+        for index, block in enumerate(blocks):
+          x, stats[index], pullback = block.forward(params[index], stats[index], x)
+          pullbacks.append(pullback)
+        targets = Targets(self._labels, order, step, total)
+        gradient, head_params, head_opt_state, step, total = head.train(
+          head_params, x, targets, head_opt_state, rate
+        )
+        for index in reversed(range(len(blocks))):
+          gradient, params[index], opt_states[index] = blocks[index].backward(
+            pullbacks.pop(), gradient, params[index], opt_states[index], rate
+          )
+      if on_epoch:
+        on_epoch(epoch, float(total) / self.steps_per_epoch)
+
+    return {
+      'params': dict(zip(names, params), **{model.CLASSIFIER: head_params}),
+      'batch_stats': dict(zip(names, stats)),
+    }
+
+  def accuracy(self, genotype: Genotype, variables: Variables, split: str) -> float:
+    """Returns the share of a split's examples that a network classifies right.
+
+    Args:
+      genotype: The architecture.
+      variables: Its variables.
+      split: `train`, `validation` or `test`; every example counts once.
+    """
+    blocks, head = self._programs(genotype)
+    names = [model.block_name(block) for block in genotype.blocks]
+    params, stats = jax.device_put((variables['params'], variables['batch_stats']))
+    examples = self._examples[split]
+    num_steps = -(-len(examples) // self.batch_size)
+    order = np.resize(np.asarray(examples, np.int32), self._order_length)
+    order, num_examples = jax.device_put((order, np.int32(len(examples))))
+    step, total = self._zero_step, self._zero_total
+    for _ in range(num_steps):
+      x = self._images(order, step)
+      for name, block in zip(names, blocks):
+        x = block.infer(params[name], stats[name], x)
+      targets = Targets(self._labels, order, step, total)
+      step, total = head.infer(params[model.CLASSIFIER], x, targets, num_examples)
+    return float(total) / len(examples)
+
+  def _images(self, order: Any, step: Any) -> Images:
+    return Images(self._pixels, self._mean, self._std, order, step)
+
+  def _programs(self, genotype: Genotype) -> tuple[list[BlockPrograms], HeadPrograms]:
+    """Returns the programs of a network, compiling those not in memory."""
+    inputs: Any = jax.tree.map(
+      _struct, self._images(jnp.zeros(self._order_length, jnp.int32), self._zero_step)
+    )
+    targets = Targets(_struct(self._labels), inputs.order, inputs.step, _SCALAR)
+    _, height, width, _ = inputs.pixels.shape
+    layers = []
+    for block in genotype.blocks:
+      module = model.conv_block(block, dtype=self._dtype)
+      layers.append((module, inputs, self.batch_size))
+      height, width = -(-height // block.stride), -(-width // block.stride)
+      shape = (self.batch_size, height, width, block.filters)
+      inputs = jax.ShapeDtypeStruct(shape, self._dtype)
+
+    futures = {layer: _COMPILERS.submit(block_programs, *layer) for layer in layers}
+    head = head_programs(model.Classifier(self.num_classes), inputs, targets)
+    return [futures[layer].result() for layer in layers], head
+
+
+_COMPILERS = concurrent.futures.ThreadPoolExecutor(
+  os.cpu_count(), thread_name_prefix='compile'
+)
+
+
+def _initial_opt_state(params: Any) -> Any:
+  """Returns Adam's state before the first step, in buffers that can be donated."""
+  zeros = jax.tree.map(
+    lambda leaf: np.zeros(leaf.shape, leaf.dtype), _opt_state_shapes(params)
+  )
+  return jax.device_put(zeros, may_alias=False)
+
+
+def _channel_statistics(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns mean and standard deviation of every channel.
+
+  Args:
+    pixels: uint8 [num_examples, height, width, channels].
+
+  Returns:
+    float32 [channels] each. A constant channel gets a deviation of one.
+  """
+  mean = pixels.mean(axis=(0, 1, 2), dtype=np.float64)
+  mean_square = np.einsum(
+    'nhwc,nhwc->c', pixels, pixels, dtype=np.float64, casting='safe'
+  ) / (pixels.size / pixels.shape[-1])
+  std = np.sqrt(np.maximum(mean_square - mean**2, 0))
+  return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)

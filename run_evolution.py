@@ -1,0 +1,77 @@
+"""Evolves a convolutional network whose children inherit trained weights.
+
+  python run_evolution.py
+  python run_evolution.py --config=configs/cifar100.py
+  python run_evolution.py --config=configs/cifar10.py:baseline_1 --config.seed=3
+
+The same command again continues a search that was stopped. Every field of the
+configuration can be set by a flag, --config.FIELD=VALUE.
+"""
+
+import os
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from lamarck_jax import command
+from lamarck_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config',
+  None,
+  'Configuration file, configs/digits.py by default; and after a colon the setting:'
+  ' lamarckian (the default), baseline_1 or baseline_2.',
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir',
+  None,
+  'Run directory; runs/<config>-<setting>-seed<seed> by default.',
+)
+
+
+def _default_workdir() -> str:
+  name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
+  config = _CONFIG.value
+  return os.path.join('runs', f'{name}-{config.setting}-seed{config.seed}')
+
+
+def _print_result(result: dict, workdir: str) -> None:
+  """Prints the outcome of a search for a person to read."""
+  from lamarck_jax import records  # Imports JAX, which --help needs not wait for.
+
+  best = result['best']
+  print(f'\nbest network        {records.genotype_from_json(best)}')
+  print(
+    f'validation accuracy {best["fitness"]:.4f}'
+    f'  (evaluation {best["evaluation"]} of {result["num_evaluations"]})'
+  )
+  for checkpoint in result['checkpoints']:
+    print(
+      f'test accuracy       {checkpoint["test_accuracy"]:.4f}'
+      f'  after {checkpoint["epochs"]} epochs and completion:'
+      f' {records.genotype_from_json(checkpoint)}'
+    )
+  print(f'everything is in    {workdir}')
+
+
+def main(argv: list[str]) -> None:
+  """Runs the search of the flags, and prints how it ended."""
+  if len(argv) > 1:
+    raise UserError(f'arguments: got {argv[1]!r}, want flags alone')
+  config, workdir = _CONFIG.value, _WORKDIR.value or _default_workdir()
+
+  from lamarck_jax import search  # Imports JAX, which --help needs not wait for.
+
+  try:
+    result = search.run(config, workdir)
+  except KeyboardInterrupt:
+    print(f'\nstopped; the same command again goes on from {workdir}', file=sys.stderr)
+    sys.exit(130)
+  _print_result(result, workdir)
+
+
+if __name__ == '__main__':
+  configs = pathlib.Path(__file__).parent / 'configs'
+  command.run(main, default_config=str(configs / 'digits.py'))
