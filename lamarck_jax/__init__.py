@@ -1,0 +1,46 @@
+"""Lamarckian evolution of convolutional networks in JAX and Flax.
+
+The public names, each in the module that defines it; they are imported when they
+are first used, so that the parts that need no network load none.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from lamarck_jax.evolution import EvolutionState, ask, init, tell
+  from lamarck_jax.genotype import Block, Genotype, SearchSpace, random_genotype
+  from lamarck_jax.inheritance import inherit
+  from lamarck_jax.model import ConvBlock, ConvNet, init_variables
+  from lamarck_jax.mutation import NotApplicable, mutate
+  from lamarck_jax.search import run
+  from lamarck_jax.training import Trainer
+
+__version__ = '0.1.0'
+
+_MODULES = {
+  'Block': 'genotype',
+  'ConvBlock': 'model',
+  'ConvNet': 'model',
+  'EvolutionState': 'evolution',
+  'Genotype': 'genotype',
+  'NotApplicable': 'mutation',
+  'SearchSpace': 'genotype',
+  'Trainer': 'training',
+  'ask': 'evolution',
+  'inherit': 'inheritance',
+  'init': 'evolution',
+  'init_variables': 'model',
+  'mutate': 'mutation',
+  'random_genotype': 'genotype',
+  'run': 'search',
+  'tell': 'evolution',
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+  if name in _MODULES:
+    return getattr(importlib.import_module(f'lamarck_jax.{_MODULES[name]}'), name)
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

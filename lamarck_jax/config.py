@@ -1,6 +1,6 @@
 """The configuration of a search: fields, the paper's values, and their checks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import math
 from typing import Any
 
@@ -87,6 +87,7 @@ def validate(config: config_dict.ConfigDict) -> None:
   missing = sorted(_fields(get_config()) - _fields(config))
   if missing:
     raise UserError(f'config.{missing[0]}: missing, want a value')
+  _name(config, 'setting', 'a name')
   _integer(config, 'seed', 0, 2**32 - 1)
   _integer(config, 'budget_epochs', 1)
   _integer(config, 'epochs_per_evaluation', 1, config.budget_epochs)
@@ -105,8 +106,10 @@ def validate(config: config_dict.ConfigDict) -> None:
     raise _error(config, 'search_space.kernel_sizes', 'odd sizes')
   _integer(config, 'search_space.max_downsampling', 0)
 
-  if not config.dataset.name:
-    raise _error(config, 'dataset.name', "'digits' or a name of tensorflow-datasets")
+  _name(config, 'dataset.name', "'digits' or a name of tensorflow-datasets")
+  for field in LOCATIONS:
+    if _get(config, field) is not None:
+      _name(config, field, 'a directory')
   for field in ('num_train', 'num_validation', 'image_size'):
     if config.dataset[field] is not None:
       _integer(config, f'dataset.{field}', 1)
@@ -117,11 +120,15 @@ def validate(config: config_dict.ConfigDict) -> None:
     )
 
   _integers(config, 'checkpoint_epochs', 1, allow_empty=True)
+  if not isinstance(config.completion.enabled, bool):
+    raise _error(config, 'completion.enabled', 'True or False')
   if config.completion.enabled:
     _integers(config, 'completion.epochs', 1)
     rates = config.completion.learning_rates
-    if len(rates) != len(config.completion.epochs) or not all(
-      _is_number(rate) and rate > 0 for rate in rates
+    if (
+      not _is_sequence(rates)
+      or len(rates) != len(config.completion.epochs)
+      or not all(_is_number(rate) and rate > 0 for rate in rates)
     ):
       raise _error(
         config,
@@ -130,7 +137,9 @@ def validate(config: config_dict.ConfigDict) -> None:
       )
 
 
-def differing_fields(config: dict, other: dict, prefix: str = '') -> list[str]:
+def differing_fields(
+  config: Mapping[str, Any], other: Mapping[str, Any], prefix: str = ''
+) -> list[str]:
   """Returns the dotted names of the fields in which two configurations differ.
 
   Args:
@@ -181,6 +190,16 @@ def _is_integer(value: object) -> bool:
   return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_sequence(value: object) -> bool:
+  return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _name(config: config_dict.ConfigDict, field: str, wanted: str) -> None:
+  value = _get(config, field)
+  if not isinstance(value, str) or not value:
+    raise _error(config, field, wanted)
+
+
 def _integer(
   config: config_dict.ConfigDict, field: str, least: int, most: float = math.inf
 ) -> None:
@@ -195,8 +214,7 @@ def _integers(
 ) -> None:
   values = _get(config, field)
   if (
-    not isinstance(values, Sequence)
-    or isinstance(values, str)
+    not _is_sequence(values)
     or not (values or allow_empty)
     or not all(_is_integer(value) and value >= least for value in values)
     or list(values) != sorted(set(values))

@@ -6,7 +6,9 @@ the inference program with its plain convolution, so they are the same on every
 device.
 """
 
+from collections.abc import Callable
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,5 +61,6 @@ def _classifier_flops(
   )
 
 
-def _cost(function, *shapes) -> int:
-  return int(jax.jit(function).lower(*shapes).cost_analysis()['flops'])
+def _cost(function: Callable[..., Any], *shapes: Any) -> int:
+  analysis: Any = jax.jit(function).lower(*shapes).cost_analysis()
+  return int(analysis['flops'])

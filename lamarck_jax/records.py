@@ -54,12 +54,14 @@ class RunDirectory:
       if config_path.exists():
         _check_config(config_path, config)
       else:
-        if self.path.exists() and any(self.path.iterdir()):
+        self.path.mkdir(parents=True, exist_ok=True)
+        # A crash while config.json was written leaves its temporary file.
+        if set(self.path.iterdir()) - {_temporary(config_path)}:
           raise UserError(f'workdir: {self.path} has files but no config.json')
-        self._weights.mkdir(parents=True, exist_ok=True)
-        self._completed.mkdir(exist_ok=True)
         content = {'format_version': FORMAT_VERSION, 'config': config}
         _write_json(config_path, content)
+      self._weights.mkdir(exist_ok=True)
+      self._completed.mkdir(exist_ok=True)
     except OSError as error:
       raise UserError(f'workdir: {self.path}: {error.strerror}') from error
 
@@ -160,14 +162,20 @@ def genotype_from_json(fields: Mapping[str, Any]) -> Genotype:
   """Returns the genotype that `genotype_to_json` wrote into these fields."""
   blocks = zip(fields['genotype'], fields['lineages'], strict=True)
   return Genotype(
-    tuple(Block(*integers, lineage=lineage) for integers, lineage in blocks),
+    tuple(
+      Block(filters, kernel_size, stride, lineage)
+      for (filters, kernel_size, stride), lineage in blocks
+    ),
     next_lineage=fields['next_lineage'],
   )
 
 
-def _check_config(path: pathlib.Path, config: dict[str, Any]) -> None:
+def _check_config(path: pathlib.Path, config: Mapping[str, Any]) -> None:
   """Raises UserError unless the file holds this configuration."""
-  content = _read_json(path)
+  try:
+    content = _read_json(path)
+  except ValueError:
+    content = None  # Not JSON.
   if not isinstance(content, dict) or content.get('format_version') != FORMAT_VERSION:
     raise UserError(f'workdir: {path} is not of format version {FORMAT_VERSION}')
   differing = config_lib.differing_fields(config, content['config'])
@@ -188,7 +196,7 @@ def _read_json(path: pathlib.Path) -> Any:
 
 def _write(path: pathlib.Path, content: bytes) -> None:
   """Replaces a file as a whole; the new one is on disk when this returns."""
-  temporary = path.with_name(f'.{path.name}.tmp')
+  temporary = _temporary(path)
   with temporary.open('wb') as file:
     file.write(content)
     _sync(file)
@@ -198,6 +206,10 @@ def _write(path: pathlib.Path, content: bytes) -> None:
     os.fsync(directory)
   finally:
     os.close(directory)
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(f'.{path.name}.tmp')
 
 
 def _sync(file: Any) -> None:

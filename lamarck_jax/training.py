@@ -138,7 +138,7 @@ def block_programs(
     params, opt_state = _update(param_gradients, params, opt_state, learning_rate)
     return (input_gradient or [None])[0], params, opt_state
 
-  def infer(params: Any, batch_stats: Any, inputs: Any) -> jax.Array:
+  def infer(params: Any, batch_stats: Any, inputs: Any) -> Any:
     if isinstance(inputs, Images):
       inputs = _batch_images(inputs, batch_size, module.dtype)
     return module.apply(
@@ -193,8 +193,8 @@ def head_programs(
   def infer(params: Any, inputs: Any, targets: Targets, num_examples: Any) -> Any:
     labels = targets.labels[_batch_indices(targets.order, targets.step, batch_size)]
     position = targets.step * batch_size + jnp.arange(batch_size)
-    predictions = jnp.argmax(module.apply({'params': params}, inputs), axis=-1)
-    correct = (predictions == labels) & (position < num_examples)
+    logits: Any = module.apply({'params': params}, inputs)
+    correct = (jnp.argmax(logits, axis=-1) == labels) & (position < num_examples)
     return targets.step + 1, targets.total + jnp.sum(correct)
 
   params = model.classifier_shapes(module, _num_channels(inputs))['params']
@@ -207,7 +207,7 @@ def head_programs(
   return HeadPrograms(train_lowered.compile(), infer_lowered.compile())
 
 
-_SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
+_SCALAR: Any = jax.ShapeDtypeStruct((), jnp.float32)
 
 
 def _update(
@@ -225,7 +225,7 @@ def _opt_state_shapes(params: Any) -> Any:
 def _shuffle(key: jax.Array, *, num_examples: int, length: int) -> jax.Array:
   """Returns a permutation of the training examples, padded to int32 [length]."""
   order = jax.random.permutation(key, jnp.arange(num_examples, dtype=jnp.int32))
-  return jnp.resize(order, length)
+  return jnp.resize(order, (length,))
 
 
 def _batch_indices(order: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
@@ -401,7 +401,8 @@ class Trainer:
     inputs: Any = jax.tree.map(
       _struct, self._images(jnp.zeros(self._order_length, jnp.int32), self._zero_step)
     )
-    targets = Targets(_struct(self._labels), inputs.order, inputs.step, _SCALAR)
+    labels: Any = _struct(self._labels)
+    targets = Targets(labels, inputs.order, inputs.step, _SCALAR)
     _, height, width, _ = inputs.pixels.shape
     layers = []
     for block in genotype.blocks:

@@ -80,9 +80,9 @@ print(time.monotonic() - start)
         text=True,
       ).stdout
     )
-    for _ in range(2)
+    for _ in range(3)
   ]
-  assert min(seconds) < 2  # The lesser one: another process may have the machine.
+  assert min(seconds) < 2  # The least: other processes may have had the machine.
 
 
 def _stripped_archives() -> dict[str, bytes]:

@@ -1,22 +1,25 @@
 """Tests of `datasets` and `tfds_preparation` on small data made here.
 
 Archives have the official layout, names and URLs; only their registered checksums
-are replaced. Nothing here uses the network or prepared data.
+are replaced. Nothing here needs a network or data that was prepared before.
 """
 
 import collections
 from collections.abc import Iterator, Mapping
 import gzip
 import hashlib
+import http.server
 import io
 import json
 import os
 import pathlib
+import shutil
 import socket
 import struct
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from typing import Any
 
@@ -403,6 +406,58 @@ def test_a_data_dir_that_cannot_be_written_to_is_named(place: _Place) -> None:
   assert 'dataset.data_dir' in place.error('mnist')
 
 
+@pytest.fixture
+def server(place: _Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+  """Serves MNIST's archives on this machine, from where tfds downloads them."""
+  _, archives = _archives('mnist')
+  served_dir = place.manual_dir.with_name('served')
+  place.put('mnist', archives)
+  place.manual_dir.rename(served_dir)
+  place.manual_dir.mkdir()
+
+  class Handler(http.server.SimpleHTTPRequestHandler):
+    def __init__(self, *args: Any) -> None:
+      super().__init__(*args, directory=str(served_dir))
+
+    def log_message(self, *args: Any) -> None:
+      del args
+
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as http_server:
+    url = f'http://127.0.0.1:{http_server.server_port}/'
+    mnist = tfds.builder_cls('mnist')
+    infos = {url + info.filename: info for info in mnist.url_infos.values()}
+    monkeypatch.setattr(mnist, 'url_infos', infos)
+    monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    thread = threading.Thread(target=http_server.serve_forever)
+    thread.start()
+    yield
+    http_server.shutdown()
+    thread.join()
+
+
+@pytest.mark.usefixtures('server')
+def test_archives_are_downloaded_once_and_kept(place: _Place) -> None:
+  dataset = place.load('mnist')
+  assert _counts(dataset.test) == _counts(_archives('mnist')[0]['test'])
+
+  # What has been downloaded needs no network any more.
+  shutil.rmtree(place.data_dir / 'mnist')
+  for path in place.manual_dir.with_name('served').iterdir():
+    path.unlink()
+  _assert_equal(place.load('mnist'), dataset)
+
+
+@pytest.mark.usefixtures('server')
+def test_a_download_with_a_wrong_checksum_is_refused_by_name(place: _Place) -> None:
+  path = place.manual_dir.with_name('served') / 't10k-labels-idx1-ubyte.gz'
+  path.write_bytes(path.read_bytes()[:-1] + b'!')
+  message = place.error('mnist')
+  assert 't10k-labels-idx1-ubyte.gz' in message
+  assert 'wrong checksum' in message
+  assert not (place.data_dir / 'mnist').exists()
+
+
 def _without_network(seconds_until_refusal: str) -> tuple[dict[str, str], Any]:
   """Returns an environment in which every connection fails or hangs."""
   server = socket.create_server(('127.0.0.1', 0))
@@ -637,6 +692,17 @@ def cached(place: _Place) -> tuple[_Place, datasets.Dataset, pathlib.Path]:
   dataset = place.load('mnist')
   (path,) = (place.version_dir('mnist') / 'lamarck_jax_cache').iterdir()
   return place, dataset, path
+
+
+def test_reading_is_quiet(
+  cached: tuple[_Place, datasets.Dataset, pathlib.Path],
+  capfd: pytest.CaptureFixture[str],
+) -> None:
+  place, dataset, path = cached
+  path.unlink()
+  capfd.readouterr()
+  _assert_equal(place.load('mnist'), dataset)
+  assert capfd.readouterr() == ('', '')
 
 
 def test_the_second_read_is_from_the_cache(
