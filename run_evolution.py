@@ -29,6 +29,12 @@ _WORKDIR = flags.DEFINE_string(
   None,
   'Run directory; runs/<config>-<setting>-seed<seed> by default.',
 )
+_XLA_CACHE_DIR = flags.DEFINE_string(
+  'xla_cache_dir',
+  None,
+  'Folder for compiled programs, for all searches together; empty for none;'
+  ' ~/.cache/lamarck_jax/xla by default.',
+)
 
 
 def _default_workdir() -> str:
@@ -62,8 +68,10 @@ def main(argv: list[str]) -> None:
     raise UserError(f'arguments: got {argv[1]!r}, want flags alone')
   config, workdir = _CONFIG.value, _WORKDIR.value or _default_workdir()
 
-  from lamarck_jax import search  # Imports JAX, which --help needs not wait for.
+  # These import JAX, which --help needs not wait for.
+  from lamarck_jax import compilation_cache, search
 
+  compilation_cache.enable(_XLA_CACHE_DIR.value)
   try:
     result = search.run(config, workdir)
   except KeyboardInterrupt:

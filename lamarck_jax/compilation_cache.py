@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+from absl import logging
 import jax
 
 _MAX_BYTES = 4 * 2**30
@@ -14,23 +15,26 @@ def default_directory() -> str:
   return os.path.join(cache_home, 'lamarck_jax', 'xla')
 
 
-def enable(directory: str) -> None:
+def enable(directory: str | None = None) -> None:
   """Makes JAX keep compiled programs in a folder.
 
-  The folder is for its owner alone, since programs read from it are run. It is
+  A new folder is for its owner alone, since programs read from it are run. It is
   bounded in size; the programs used least recently go first. A folder that cannot
   be used costs only time.
 
   Args:
-    directory: The folder; made if it is not there. Empty: no cache.
+    directory: The folder; made if it is not there. None: the user's cache folder.
+      Empty: no cache.
   """
+  if directory is None:
+    directory = default_directory()
   if not directory:
     jax.config.update('jax_enable_compilation_cache', False)
     return
   try:
     pathlib.Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.chmod(directory, 0o700)
-  except OSError:
+  except OSError as error:
+    logging.warning('no compilation cache: %s: %s', directory, error.strerror)
     return
   jax.config.update('jax_compilation_cache_dir', directory)
   jax.config.update('jax_compilation_cache_max_size', _MAX_BYTES)

@@ -236,8 +236,6 @@ def _number(
     raise _error(config, field, f'a number {wanted}')
 
 
-def _choice(
-  config: config_dict.ConfigDict, field: str, choices: Sequence[str]
-) -> None:
+def _choice(config: config_dict.ConfigDict, field: str, choices: Sequence[str]) -> None:
   if _get(config, field) not in choices:
     raise _error(config, field, f'one of {", ".join(choices)}')

@@ -136,7 +136,8 @@ class RunDirectory:
 
   def _write_variables(self, name: str, variables: Mapping[str, Any]) -> None:
     leaves = traverse_util.flatten_dict(variables, sep='/')
-    arrays = {path: np.asarray(leaf) for path, leaf in leaves.items()}
+    # Safetensors would write another memory order as it is, and read it as C order.
+    arrays = {path: np.asarray(leaf, order='C') for path, leaf in leaves.items()}
     _write(self._weights / f'{name}.safetensors', safetensors.numpy.save(arrays))
 
   def _read_variables(self, name: str) -> dict[str, Any]:

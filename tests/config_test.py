@@ -1,0 +1,332 @@
+"""Tests of `config` and of the files in `configs/`."""
+
+import importlib.util
+import math
+import pathlib
+from typing import Any
+
+from ml_collections import config_dict
+import pytest
+
+from lamarck_jax import config as config_lib
+from lamarck_jax.errors import UserError
+
+_CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
+_FILES = sorted(path.stem for path in _CONFIGS.glob('*.py'))
+_BASELINE_2_EPOCHS = {'cifar10': 16, 'cifar100': 16, 'mnist': 8, 'fashion_mnist': 8}
+
+
+def _config(values: dict[str, Any] | None = None) -> config_dict.ConfigDict:
+  """Returns a good configuration with some fields set, types not checked."""
+  config = config_lib.get_config()
+  config.dataset.name = 'digits'
+  for field, value in (values or {}).items():
+    *path, last = field.split('.')
+    section = config
+    for part in path:
+      section = section[part]
+    with section.ignore_type():
+      section[last] = value
+  return config
+
+
+def _load(name: str, *setting: str) -> config_dict.ConfigDict:
+  """Returns what a file in `configs/` gives."""
+  spec = importlib.util.spec_from_file_location(name, _CONFIGS / f'{name}.py')
+  assert spec is not None
+  assert spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*setting)
+
+
+# ------------------------------------------------------------------------------
+# Values
+# ------------------------------------------------------------------------------
+
+_BAD = [
+  ('setting', None),
+  ('setting', ''),
+  ('seed', -1),
+  ('seed', 2**32),
+  ('seed', None),
+  ('seed', 1.5),
+  ('seed', True),
+  ('budget_epochs', 0),
+  ('budget_epochs', None),
+  ('epochs_per_evaluation', 0),
+  ('epochs_per_evaluation', 513),  # More than the whole budget.
+  ('epochs_per_evaluation', '4'),
+  ('batch_size', 1),  # A batch's statistics need two.
+  ('batch_size', 512.0),
+  ('learning_rate', 0.0),
+  ('learning_rate', -1e-3),
+  ('learning_rate', math.nan),
+  ('learning_rate', math.inf),
+  ('learning_rate', None),
+  ('inheritance', 'darwinian'),
+  ('inheritance', None),
+  ('inheritance', ''),
+  ('compute_dtype', 'float16'),
+  ('compute_dtype', None),
+  ('niching.rate', -0.1),
+  ('niching.rate', 1.1),
+  ('niching.rate', math.nan),
+  ('niching.rate', None),
+  ('niching.iterations', 0),
+  ('niching.iterations', 2.5),
+  ('search_space.filters', ()),
+  ('search_space.filters', (0, 16)),
+  ('search_space.filters', (32, 16)),
+  ('search_space.filters', (16, 16)),
+  ('search_space.filters', (16, 32.5)),
+  ('search_space.filters', '16'),
+  ('search_space.filters', 16),
+  ('search_space.filters', None),
+  ('search_space.kernel_sizes', ()),
+  ('search_space.kernel_sizes', (1, 2)),
+  ('search_space.kernel_sizes', (-1, 3)),
+  ('search_space.kernel_sizes', None),
+  ('search_space.strides', ()),
+  ('search_space.strides', (2,)),  # New blocks have a stride of one.
+  ('search_space.strides', (0, 1)),
+  ('search_space.max_downsampling', -1),
+  ('search_space.max_downsampling', None),
+  ('dataset.name', ''),
+  ('dataset.name', None),
+  ('dataset.name', 10),
+  ('dataset.data_dir', 3),
+  ('dataset.data_dir', ''),
+  ('dataset.manual_dir', True),
+  ('dataset.num_train', 0),
+  ('dataset.num_train', 511),  # Less than a batch.
+  ('dataset.num_train', True),
+  ('dataset.num_validation', 0),
+  ('dataset.num_validation', 10.0),
+  ('dataset.image_size', 0),
+  ('dataset.image_size', '16'),
+  ('checkpoint_epochs', (0, 128)),
+  ('checkpoint_epochs', (512, 128)),
+  ('checkpoint_epochs', None),
+  ('checkpoint_epochs', 128),
+  ('completion.enabled', None),
+  ('completion.enabled', 'no'),
+  ('completion.epochs', ()),
+  ('completion.epochs', (10, 10, 30)),
+  ('completion.epochs', (0, 20, 30)),
+  ('completion.epochs', None),
+  ('completion.learning_rates', (1e-3, 1e-4)),
+  ('completion.learning_rates', (1e-3, 1e-4, 0.0)),
+  ('completion.learning_rates', (1e-3, 1e-4, math.inf)),
+  ('completion.learning_rates', (1e-3, 1e-4, '1e-5')),
+  ('completion.learning_rates', None),
+  ('completion.learning_rates', 1e-3),
+]
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'), _BAD, ids=[f'{field}={value!r}' for field, value in _BAD]
+)
+def test_a_bad_value_is_refused_in_one_line_by_field_and_value(field, value):
+  with pytest.raises(UserError) as error:
+    config_lib.validate(_config({field: value}))
+  message = str(error.value)
+  assert message.startswith(f'config.{field}: got {value!r}, want ')
+  assert '\n' not in message
+
+
+def _leaves(config: config_dict.ConfigDict, prefix: str = '') -> set[str]:
+  names: set[str] = set()
+  for name, value in config.items():
+    if isinstance(value, config_dict.ConfigDict):
+      names |= _leaves(value, f'{prefix}{name}.')
+    else:
+      names.add(prefix + name)
+  return names
+
+
+def test_every_field_has_bad_values():
+  assert {field for field, _ in _BAD} == _leaves(config_lib.get_config())
+
+
+@pytest.mark.parametrize(
+  'values',
+  [
+    {},
+    {'seed': 0},
+    {'seed': 2**32 - 1},
+    {'budget_epochs': 4, 'epochs_per_evaluation': 4},
+    {'batch_size': 2, 'dataset.num_train': 2},
+    {'learning_rate': 1},
+    {'inheritance': 'none'},
+    {'compute_dtype': 'bfloat16'},
+    {'niching.rate': 0.0},
+    {'niching.rate': 1},
+    {'niching.iterations': 1},
+    {'search_space.filters': [3]},
+    {'search_space.kernel_sizes': (1, 7, 11)},
+    {'search_space.strides': (1,), 'search_space.max_downsampling': 0},
+    {'dataset.num_train': 512, 'dataset.num_validation': 1, 'dataset.image_size': 1},
+    {'dataset.data_dir': '/data', 'dataset.manual_dir': 'archives'},
+    {'checkpoint_epochs': ()},
+    {'checkpoint_epochs': (1000,)},
+    {'completion.epochs': (5,), 'completion.learning_rates': (0.1,)},
+    {'completion.enabled': False, 'completion.epochs': ()},
+  ],
+  ids=str,
+)
+def test_a_good_value_is_accepted(values):
+  config_lib.validate(_config(values))
+
+
+@pytest.mark.parametrize('section', ['niching', 'dataset', 'search_space'])
+def test_a_missing_section_is_refused_by_the_name_of_a_field(section):
+  with pytest.raises(UserError, match=rf'^config\.{section}\.\w+: missing'):
+    config_lib.validate(_config({section: None}))
+
+
+def test_a_missing_field_is_refused_by_its_name():
+  config = _config()
+  with config.unlocked():
+    del config.niching.rate
+  with pytest.raises(UserError, match=r'^config\.niching\.rate: missing'):
+    config_lib.validate(config)
+
+
+def test_validation_leaves_the_config_as_it_is():
+  config = _config()
+  before = config.to_dict()
+  config_lib.validate(config)
+  assert config.to_dict() == before
+
+
+# ------------------------------------------------------------------------------
+# Fields
+# ------------------------------------------------------------------------------
+
+
+def test_a_field_that_does_not_exist_cannot_be_set():
+  config = config_lib.get_config()
+  for section in (
+    config,
+    config.niching,
+    config.search_space,
+    config.dataset,
+    config.completion,
+  ):
+    with pytest.raises((AttributeError, KeyError), match='learning_rat'):
+      section.learning_rat = 0.1
+
+
+def test_a_field_cannot_be_set_to_another_type():
+  config = config_lib.get_config()
+  for field, value in (('seed', 'x'), ('batch_size', 0.5), ('learning_rate', 'x')):
+    with pytest.raises(TypeError):
+      config[field] = value
+  with pytest.raises(TypeError):
+    config.dataset.num_train = 'all'
+
+
+@pytest.mark.parametrize('setting', ['', 'lamarck', 'baseline_3', 'BASELINE_1'])
+def test_an_unknown_setting_is_refused_by_its_name(setting):
+  with pytest.raises(UserError, match='baseline_1') as error:
+    config_lib.get_config(setting)
+  assert repr(setting) in str(error.value)
+
+
+def test_the_settings_differ_in_inheritance_and_epochs_alone():
+  configs = {
+    name: config_lib.get_config(name).to_dict() for name in config_lib.SETTINGS
+  }
+  assert set(configs) == {'lamarckian', 'baseline_1', 'baseline_2'}
+  for setting, differing in (
+    ('baseline_1', {'setting', 'inheritance'}),
+    ('baseline_2', {'setting', 'inheritance', 'epochs_per_evaluation'}),
+  ):
+    names = config_lib.differing_fields(configs['lamarckian'], configs[setting])
+    assert set(names) == differing
+
+
+def test_differing_fields_are_found_at_every_depth_and_on_both_sides():
+  one = {'a': 1, 'b': {'c': 2, 'd': {'e': 3}}, 'f': {'g': 4}, 'same': [1]}
+  other = {'a': 2, 'b': {'c': 2, 'd': {'e': 4}, 'new': 5}, 'f': 6, 'same': [1]}
+  assert set(config_lib.differing_fields(one, other)) == {'a', 'b.d.e', 'b.new', 'f'}
+  assert config_lib.differing_fields(one, one) == []
+
+
+# ------------------------------------------------------------------------------
+# The files
+# ------------------------------------------------------------------------------
+
+
+def test_there_is_a_file_for_every_data_set_of_the_paper_and_for_cpus():
+  assert {*_BASELINE_2_EPOCHS, 'digits', 'cifar10_small'} <= set(_FILES)
+
+
+@pytest.mark.parametrize('setting', ['lamarckian', 'baseline_1', 'baseline_2'])
+@pytest.mark.parametrize('name', _FILES)
+def test_a_config_file_is_valid_in_every_setting(name, setting):
+  config = _load(name, setting)
+  config_lib.validate(config)
+  assert config.is_locked
+  assert config.setting == setting
+  assert config.inheritance == ('lamarckian' if setting == 'lamarckian' else 'none')
+  assert config.dataset.name == name.removesuffix('_small')
+  assert max(config.checkpoint_epochs) <= config.budget_epochs
+
+
+@pytest.mark.parametrize('name', _FILES)
+def test_a_config_file_gives_the_lamarckian_setting_by_default(name):
+  assert _load(name) == _load(name, 'lamarckian')
+  with pytest.raises(UserError, match='nonsense'):
+    _load(name, 'nonsense')
+
+
+@pytest.mark.parametrize('setting', ['lamarckian', 'baseline_1', 'baseline_2'])
+@pytest.mark.parametrize('name', _BASELINE_2_EPOCHS)
+def test_a_config_file_of_the_paper_holds_its_values(name, setting):
+  config = _load(name, setting)
+  e = _BASELINE_2_EPOCHS[name] if setting == 'baseline_2' else 4
+  inheritance = 'lamarckian' if setting == 'lamarckian' else 'none'
+  assert config.to_dict() == {
+    'setting': setting,
+    'seed': 0,
+    'budget_epochs': 512,
+    'epochs_per_evaluation': e,
+    'batch_size': 512,
+    'learning_rate': 0.001,
+    'inheritance': inheritance,
+    'compute_dtype': 'float32',
+    'niching': {'rate': 0.1, 'iterations': 5},
+    'search_space': {
+      'filters': (16, 32, 64, 96, 128, 192, 256),
+      'kernel_sizes': (1, 3, 5),
+      'strides': (1, 2),
+      'max_downsampling': 3,
+    },
+    'dataset': {
+      'name': name,
+      'data_dir': None,
+      'manual_dir': None,
+      'num_train': None,
+      'num_validation': None,
+      'image_size': None,
+    },
+    'checkpoint_epochs': (128, 512),
+    'completion': {
+      'enabled': True,
+      'epochs': (10, 20, 30),
+      'learning_rates': (1e-3, 1e-4, 1e-5),
+    },
+  }
+
+
+@pytest.mark.parametrize('name', ['digits', 'cifar10_small'])
+def test_a_small_config_file_keeps_the_papers_algorithm(name):
+  config = _load(name)
+  paper = _load('cifar10')
+  for field in ('niching', 'completion', 'learning_rate', 'epochs_per_evaluation'):
+    assert config[field] == paper[field]
+  for field in ('kernel_sizes', 'strides', 'max_downsampling'):
+    assert config.search_space[field] == paper.search_space[field]
+  assert config.budget_epochs < paper.budget_epochs

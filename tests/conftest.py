@@ -1,0 +1,53 @@
+"""Fixtures: a tiny data set, and the configuration of a search of seconds."""
+
+from ml_collections import config_dict
+import numpy as np
+import pytest
+
+from lamarck_jax import compilation_cache, config, datasets
+
+
+@pytest.fixture(scope='session', autouse=True)
+def shared_compilation_cache(tmp_path_factory):
+  """Lets the processes of a test run share compiled programs, and no others."""
+  base = tmp_path_factory.getbasetemp()
+  directory = base.parent if base.name.startswith('popen-') else base
+  compilation_cache.enable(str(directory / 'xla'))
+  return directory / 'xla'
+
+
+@pytest.fixture(scope='session')
+def tiny_dataset() -> datasets.Dataset:
+  """Noisy 8x8 images of three classes that a small network can tell apart."""
+  rng = np.random.default_rng(0)
+  prototypes = rng.integers(0, 256, (3, 8, 8, 1))
+
+  def split(num_examples: int) -> datasets.Split:
+    labels = rng.integers(3, size=num_examples).astype(np.int32)
+    noise = rng.normal(scale=40, size=(num_examples, 8, 8, 1))
+    images = np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8)
+    return datasets.Split(images, labels)
+
+  return datasets.Dataset('tiny', split(72), split(21), split(19), ('a', 'b', 'c'))
+
+
+@pytest.fixture
+def tiny_config() -> config_dict.ConfigDict:
+  """A search of eight evaluations of an epoch on some of the digits."""
+  result = config.get_config()
+  with result.unlocked():
+    result.seed = 1
+  result.dataset.name = 'digits'
+  result.dataset.num_train = 96
+  result.dataset.num_validation = 50
+  result.budget_epochs = 8
+  result.epochs_per_evaluation = 1
+  result.batch_size = 32
+  result.niching.rate = 0.5
+  result.niching.iterations = 2
+  result.search_space.filters = (4, 8)
+  result.search_space.kernel_sizes = (1, 3)
+  result.checkpoint_epochs = (3, 8)
+  result.completion.epochs = (1, 2)
+  result.completion.learning_rates = (1e-3, 1e-4)
+  return result

@@ -1,0 +1,279 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from lamarck_jax import completion, datasets, evolution, records, search, training
+from lamarck_jax.errors import UserError
+from lamarck_jax.genotype import Genotype
+
+
+def read_events(workdir) -> list[dict]:
+  """The events without their durations."""
+  lines = (workdir / 'events.jsonl').read_text().splitlines()
+  return [{**json.loads(line), 'seconds': None} for line in lines]
+
+
+def read_weights(workdir) -> dict[str, dict[str, np.ndarray]]:
+  return {
+    path.name: safetensors.numpy.load_file(path)
+    for path in (workdir / 'weights').iterdir()
+  }
+
+
+def without_seconds(result: dict) -> dict:
+  checkpoints = [{**entry, 'seconds': None} for entry in result['checkpoints']]
+  return {**result, 'seconds': None, 'checkpoints': checkpoints}
+
+
+def assert_same_run(workdir, other) -> None:
+  assert read_events(workdir) == read_events(other)
+  weights, other_weights = read_weights(workdir), read_weights(other)
+  assert weights.keys() == other_weights.keys()
+  for name, leaves in weights.items():
+    assert leaves.keys() == other_weights[name].keys()
+    for path, leaf in leaves.items():
+      np.testing.assert_array_equal(leaf, other_weights[name][path])
+
+
+class StoppedError(Exception):
+  pass
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+  """A search that ran through, in a directory not to be written to."""
+  cache = {}
+
+  def get(config):
+    key = config.to_json_best_effort()
+    if key not in cache:
+      workdir = tmp_path_factory.mktemp('undisturbed')
+      cache[key] = workdir, search.run(config, workdir)
+    return cache[key]
+
+  return get
+
+
+def test_search_records_every_evaluation_and_a_result(tiny_config, undisturbed):
+  workdir, result = undisturbed(tiny_config)
+  events = read_events(workdir)
+  assert [event['evaluation'] for event in events] == list(range(8))
+  assert [event['epochs_used'] for event in events] == list(range(1, 9))
+  best = -1.0
+  for event in events:
+    best = max(best, event['fitness'])
+    assert event['best_fitness'] == best
+    assert 0 <= event['fitness'] <= 1
+    assert event['flops'] > 0
+    parent = event['parent']
+    assert (parent is None) == (event['evaluation'] == 0)
+    if parent is not None:
+      assert event['accepted'] == (event['fitness'] > events[parent]['fitness'])
+      assert event['mutation']
+  assert result['best']['fitness'] == best
+  assert result['num_evaluations'] == 8
+  assert result['flops'] == sum(event['flops'] for event in events)
+  assert json.loads((workdir / 'result.json').read_text()) == result
+
+
+def test_no_architecture_is_evaluated_twice(tiny_config, undisturbed):
+  workdir, _ = undisturbed(tiny_config)
+  genotypes = [json.dumps(event['genotype']) for event in read_events(workdir)]
+  assert len(set(genotypes)) == len(genotypes)
+
+
+def test_same_seed_gives_the_same_events_and_weights(
+  tiny_config, undisturbed, tmp_path
+):
+  workdir, result = undisturbed(tiny_config)
+  again = search.run(tiny_config, tmp_path / 'again')
+  assert_same_run(workdir, tmp_path / 'again')
+  assert without_seconds(again) == without_seconds(result)
+
+
+def test_other_seeds_give_other_events(tiny_config, undisturbed, tmp_path):
+  workdir, _ = undisturbed(tiny_config)
+  tiny_config.seed += 1
+  tiny_config.completion.enabled = False
+  search.run(tiny_config, tmp_path / 'other')
+  assert read_events(tmp_path / 'other') != read_events(workdir)
+
+
+@pytest.mark.parametrize('stop_after', range(1, 9))
+def test_a_search_resumed_after_any_event_is_the_uninterrupted_one(
+  tiny_config, undisturbed, tmp_path, stop_after
+):
+  workdir, result = undisturbed(tiny_config)
+
+  def stop(event):
+    if event['evaluation'] + 1 == stop_after:
+      raise StoppedError
+
+  with pytest.raises(StoppedError):
+    search.run(tiny_config, tmp_path / 'run', stop)
+  assert len(read_events(tmp_path / 'run')) == stop_after
+  resumed = search.run(tiny_config, tmp_path / 'run')
+  assert_same_run(workdir, tmp_path / 'run')
+  assert without_seconds(resumed) == without_seconds(result)
+
+
+def test_the_compared_search_opens_and_closes_niches(tiny_config, undisturbed):
+  """Resuming is only tested inside niches if there are some."""
+  workdir, _ = undisturbed(tiny_config)
+  niches = [event['niche'] for event in read_events(workdir)]
+  assert any(niche is not None for niche in niches)
+  assert None in niches[1:]
+
+
+def test_a_torn_last_event_is_evaluated_again(tiny_config, undisturbed, tmp_path):
+  workdir, _ = undisturbed(tiny_config)
+
+  def stop(event):
+    if event['evaluation'] == 4:
+      raise StoppedError
+
+  with pytest.raises(StoppedError):
+    search.run(tiny_config, tmp_path / 'run', stop)
+  with (tmp_path / 'run' / 'events.jsonl').open('a') as file:
+    file.write('{"evaluation": 5, "geno')
+  search.run(tiny_config, tmp_path / 'run')
+  assert_same_run(workdir, tmp_path / 'run')
+
+
+def test_a_finished_search_is_reported_without_reading_data(
+  tiny_config, undisturbed, monkeypatch
+):
+  workdir, result = undisturbed(tiny_config)
+  monkeypatch.setattr(datasets, 'load', lambda **_: pytest.fail('data was read'))
+  assert search.run(tiny_config, workdir) == result
+
+
+def test_a_directory_with_another_config_is_refused_by_field(tiny_config, undisturbed):
+  workdir, _ = undisturbed(tiny_config)
+  tiny_config.seed = 7
+  tiny_config.niching.rate = 0.25
+  with pytest.raises(UserError, match=r'differs in niching\.rate, seed'):
+    search.run(tiny_config, workdir)
+
+
+def test_only_weights_that_are_needed_stay_on_disk(tiny_config, tmp_path):
+  tiny_config.completion.enabled = False
+  state = search.initial_state(tiny_config)
+  workdir = tmp_path / 'run'
+
+  def check(event):
+    nonlocal state
+    state = state.tell(records.genotype_from_json(event), event['fitness'])
+    on_disk = {int(path.stem) for path in (workdir / 'weights').iterdir()}
+    assert on_disk == state.needed
+    assert state.evolution.parent is not None
+    assert state.evolution.parent.evaluation in on_disk
+
+  search.run(tiny_config, workdir, check)
+
+
+def test_checkpoints_hold_the_best_at_each_budget(tiny_config, undisturbed):
+  workdir, result = undisturbed(tiny_config)
+  events = read_events(workdir)
+  assert [checkpoint['epochs'] for checkpoint in result['checkpoints']] == [3, 8]
+  for checkpoint in result['checkpoints']:
+    within = [event for event in events if event['epochs_used'] <= checkpoint['epochs']]
+    best = max(within, key=lambda event: event['fitness'])
+    assert checkpoint['evaluation'] == best['evaluation']
+    assert checkpoint['fitness'] == best['fitness']
+    assert checkpoint['genotype'] == best['genotype']
+
+
+def test_checkpoints_at_a_budget_between_evaluations_ignore_the_later_one(tiny_config):
+  tiny_config.epochs_per_evaluation = 4
+  tiny_config.budget_epochs = 10
+  tiny_config.checkpoint_epochs = (2, 6)
+  state = search.initial_state(tiny_config)
+  for evaluation, fitness in enumerate([0.1, 0.5, 0.9]):
+    assert not state.evolution.done
+    state = state.tell(Genotype.parse(f'{evaluation + 1}c1'), fitness)
+  assert state.evolution.done
+  best = {budget: best and best.fitness for budget, best in state.checkpoints.items()}
+  assert best == {2: None, 6: 0.1, 10: 0.9}
+
+
+def test_the_test_split_is_used_only_for_completed_checkpoints(
+  tiny_config, tmp_path, monkeypatch
+):
+  calls = []
+  accuracy = training.Trainer.accuracy
+
+  def recorded(self, genotype, variables, split):
+    calls.append(split)
+    return accuracy(self, genotype, variables, split)
+
+  monkeypatch.setattr(training.Trainer, 'accuracy', recorded)
+  result = search.run(tiny_config, tmp_path / 'run')
+  completed = {checkpoint['evaluation'] for checkpoint in result['checkpoints']}
+  assert calls == ['validation'] * 8 + ['validation', 'test'] * len(completed)
+
+
+def test_completion_follows_the_papers_schedule(tiny_config):
+  tiny_config.completion.epochs = (10, 20, 30)
+  tiny_config.completion.learning_rates = (1e-3, 1e-4, 1e-5)
+  assert completion.schedule(tiny_config) == [1e-3] * 10 + [1e-4] * 10 + [1e-5] * 10
+
+
+def test_completion_starts_from_the_saved_weights_and_is_not_repeated(
+  tiny_config, undisturbed, tmp_path, monkeypatch
+):
+  workdir, result = undisturbed(tiny_config)
+  shutil.copytree(workdir, tmp_path / 'run')
+  (tmp_path / 'run' / 'result.json').unlink()
+  monkeypatch.setattr(training.Trainer, 'train', lambda *_: pytest.fail('trained'))
+  assert search.run(tiny_config, tmp_path / 'run') == result
+
+
+def test_completed_weights_reach_the_recorded_test_accuracy(tiny_config, undisturbed):
+  workdir, result = undisturbed(tiny_config)
+  directory = records.RunDirectory(workdir, tiny_config.to_dict())
+  dataset = datasets.load(**tiny_config.dataset)
+  trainer = training.Trainer(dataset, batch_size=tiny_config.batch_size)
+  for checkpoint in result['checkpoints']:
+    accuracy = trainer.accuracy(
+      records.genotype_from_json(checkpoint),
+      directory.read_completed_weights(checkpoint['evaluation']),
+      'test',
+    )
+    assert accuracy == checkpoint['test_accuracy']
+
+
+def test_events_hold_what_the_algorithm_asked_for(tiny_config, undisturbed):
+  """The events alone, folded with the same keys, lead to the same children."""
+  workdir, _ = undisturbed(tiny_config)
+  state = search.initial_state(tiny_config)
+  for event in read_events(workdir):
+    key = search.random_key(1, event['evaluation'], search.Purpose.MUTATION)
+    child = evolution.ask(key, state.evolution)
+    recorded = records.genotype_from_json(event)
+    assert recorded == child
+    assert [block.lineage for block in recorded.blocks] == [
+      block.lineage for block in child.blocks
+    ]
+    state = state.tell(recorded, event['fitness'])
+
+
+def test_random_keys_differ_by_seed_evaluation_and_purpose():
+  keys = {
+    tuple(np.asarray(jax.random.key_data(search.random_key(seed, number, purpose))))
+    for seed in range(3)
+    for number in range(3)
+    for purpose in search.Purpose
+  }
+  assert len(keys) == 3 * 3 * len(search.Purpose)
+
+
+def test_a_batch_larger_than_the_training_split_is_refused(tiny_config, tmp_path):
+  tiny_config.dataset.num_train = None
+  tiny_config.batch_size = 5000
+  with pytest.raises(UserError, match=r'config\.batch_size: got 5000'):
+    search.run(tiny_config, tmp_path / 'run')

@@ -1,0 +1,221 @@
+import warnings
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lamarck_jax import datasets, model, mutation, training
+from lamarck_jax import genotype as genotype_lib
+from lamarck_jax.genotype import Genotype, SearchSpace
+
+KEY = jax.random.key(0)
+
+
+def whole_network_losses(
+  dataset: datasets.Dataset,
+  genotype: Genotype,
+  variables: model.Variables,
+  batches: list[np.ndarray],
+) -> list[float]:
+  """Losses of the usual program: one jitted step of the whole network."""
+  network = model.ConvNet(genotype, dataset.num_classes)
+  optimizer = optax.adam(1e-3)
+  pixels = dataset.train.images.astype(np.float64)
+  mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
+  images = ((pixels - mean) / std).astype(np.float32)
+
+  @jax.jit
+  def step(params, stats, opt_state, x, y):
+    def loss_fn(params):
+      logits, updated = network.apply(
+        {'params': params, 'batch_stats': stats}, x, True, mutable=['batch_stats']
+      )
+      loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+      return loss, updated['batch_stats']
+
+    (loss, stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    updates, opt_state = optimizer.update(gradients, opt_state)
+    return optax.apply_updates(params, updates), stats, opt_state, loss
+
+  params, stats = variables['params'], variables['batch_stats']
+  opt_state = optimizer.init(params)
+  losses = []
+  for batch in batches:
+    params, stats, opt_state, loss = step(
+      params, stats, opt_state, images[batch], dataset.train.labels[batch]
+    )
+    losses.append(float(loss))
+  return losses
+
+
+def random_network(seed: int, num_mutations: int) -> Genotype:
+  space = SearchSpace(filters=(4, 8, 16))
+  key = jax.random.key(seed)
+  genotype = genotype_lib.random_genotype(key, space)
+  for index in range(num_mutations):
+    genotype = mutation.mutate(jax.random.fold_in(key, index), genotype, space)
+  return genotype
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_losses_of_chained_blocks_equal_those_of_the_whole_network(tiny_dataset, seed):
+  genotype = random_network(seed, num_mutations=6)
+  variables = model.init_variables(KEY, genotype, 1, 3)
+  trainer = training.Trainer(tiny_dataset, batch_size=18)
+  losses: list[float] = []
+  trainer.train(
+    KEY, genotype, variables, [1e-3] * 5, lambda epoch, loss: losses.append(loss)
+  )
+  batches = [
+    batch
+    for epoch in range(5)
+    for batch in np.split(
+      np.asarray(
+        jax.random.permutation(
+          jax.random.fold_in(KEY, epoch), jnp.arange(72, dtype=jnp.int32)
+        )
+      ),
+      4,
+    )
+  ]
+  expected = whole_network_losses(tiny_dataset, genotype, variables, batches)
+  assert len(expected) == 20
+  np.testing.assert_allclose(
+    losses, np.reshape(expected, (5, 4)).mean(1), rtol=2e-4, atol=2e-5
+  )
+
+
+def test_training_overfits_a_single_batch(tiny_dataset):
+  genotype = Genotype.parse('8c3 8c3s2')
+  trainer = training.Trainer(tiny_dataset, batch_size=72)
+  losses: list[float] = []
+  trained = trainer.train(
+    KEY,
+    genotype,
+    model.init_variables(KEY, genotype, 1, 3),
+    [1e-2] * 120,
+    lambda epoch, loss: losses.append(loss),
+  )
+  assert losses[0] > 0.8
+  assert losses[-1] < 0.02
+  assert trainer.accuracy(genotype, trained, 'train') == 1
+
+
+def test_training_leaves_the_parents_variables_as_they_are(tiny_dataset):
+  genotype = Genotype.parse('8c3')
+  trainer = training.Trainer(tiny_dataset, batch_size=18)
+  parent = trainer.train(
+    KEY, genotype, model.init_variables(KEY, genotype, 1, 3), [1e-3]
+  )
+  before = jax.tree.map(np.array, parent)
+  child = trainer.train(KEY, genotype, parent, [1e-3])
+  jax.tree.map(np.testing.assert_array_equal, parent, before)
+  kernel = ('params', 'block_0', 'conv', 'kernel')
+  assert np.any(
+    np.asarray(traverse_util.flatten_dict(child)[kernel])
+    != np.asarray(traverse_util.flatten_dict(parent)[kernel])
+  )
+
+
+def test_training_with_one_key_is_reproducible_and_depends_on_the_key(tiny_dataset):
+  genotype = Genotype.parse('8c3')
+  variables = model.init_variables(KEY, genotype, 1, 3)
+  trainer = training.Trainer(tiny_dataset, batch_size=18)
+
+  def kernel(key):
+    trained = trainer.train(key, genotype, variables, [1e-3] * 2)
+    return np.asarray(trained['params']['block_0']['conv']['kernel'])
+
+  np.testing.assert_array_equal(kernel(KEY), kernel(KEY))
+  assert np.any(kernel(KEY) != kernel(jax.random.key(1)))
+
+
+def test_learning_rates_are_those_of_each_epoch(tiny_dataset):
+  genotype = Genotype.parse('8c3')
+  variables = model.init_variables(KEY, genotype, 1, 3)
+  trainer = training.Trainer(tiny_dataset, batch_size=72)
+
+  def kernel(rates):
+    trained = trainer.train(KEY, genotype, variables, rates)
+    return np.asarray(trained['params']['block_0']['conv']['kernel'])
+
+  start = np.asarray(variables['params']['block_0']['conv']['kernel'])
+  # Adam's first step is the learning rate in size, whatever the gradient.
+  np.testing.assert_allclose(np.abs(kernel([1e-3]) - start).max(), 1e-3, rtol=1e-2)
+  np.testing.assert_allclose(np.abs(kernel([1e-5]) - start).max(), 1e-5, rtol=1e-1)
+  np.testing.assert_array_equal(kernel([1e-3, 0.0]), kernel([1e-3]))
+
+
+@pytest.mark.parametrize('split', ['train', 'validation', 'test'])
+@pytest.mark.parametrize('batch_size', [2, 10, 64])
+def test_evaluation_counts_every_example_once(tiny_dataset, split, batch_size):
+  genotype = Genotype.parse('8c3 4c1s2')
+  trainer = training.Trainer(tiny_dataset, batch_size=batch_size)
+  variables = trainer.train(
+    KEY, genotype, model.init_variables(KEY, genotype, 1, 3), [1e-2]
+  )
+  examples = getattr(tiny_dataset, split)
+  pixels = tiny_dataset.train.images.astype(np.float64)
+  images = (examples.images - pixels.mean()) / pixels.std()
+  network = model.ConvNet(genotype, 3)
+  logits = network.apply(variables, jnp.asarray(images, jnp.float32))
+  correct = np.asarray(logits).argmax(-1) == examples.labels
+  assert trainer.accuracy(genotype, variables, split) == correct.mean()
+
+
+def test_an_epoch_is_a_fresh_permutation_and_drops_the_remainder(tiny_dataset):
+  orders = [
+    np.asarray(
+      training._shuffle(jax.random.fold_in(KEY, epoch), num_examples=72, length=80)
+    )
+    for epoch in range(2)
+  ]
+  for order in orders:
+    assert sorted(order[:72]) == list(range(72))
+  assert np.any(orders[0] != orders[1])
+  trainer = training.Trainer(tiny_dataset, batch_size=20)
+  assert trainer.steps_per_epoch == 3
+  assert trainer.examples_per_epoch == 60
+
+
+def test_channel_statistics_are_those_of_numpy():
+  pixels = np.random.default_rng(0).integers(0, 256, (50, 5, 7, 3)).astype(np.uint8)
+  pixels[..., 2] = 9  # A constant channel must not divide by zero.
+  mean, std = training._channel_statistics(pixels)
+  np.testing.assert_allclose(mean, pixels.astype(float).mean((0, 1, 2)), rtol=1e-6)
+  np.testing.assert_allclose(
+    std[:2], pixels.astype(float).std((0, 1, 2))[:2], rtol=1e-6
+  )
+  assert std[2] == 1
+
+
+def test_bfloat16_trains_and_keeps_float32_parameters(tiny_dataset):
+  genotype = Genotype.parse('8c3 8c3s2')
+  trainer = training.Trainer(tiny_dataset, batch_size=36, compute_dtype='bfloat16')
+  losses: list[float] = []
+  trained = trainer.train(
+    KEY,
+    genotype,
+    model.init_variables(KEY, genotype, 1, 3),
+    [1e-2] * 10,
+    lambda epoch, loss: losses.append(loss),
+  )
+  assert losses[-1] < losses[0] / 2
+  assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {jnp.dtype('float32')}
+
+
+def test_programs_are_compiled_once_and_without_warnings(tiny_dataset):
+  genotype = Genotype.parse('4c5 4c5')
+  trainer = training.Trainer(tiny_dataset, batch_size=24)
+  variables = model.init_variables(KEY, genotype, 1, 3)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    trainer.compile(genotype)
+    misses = training.block_programs.cache_info().misses
+    trainer.compile(genotype)
+    trained = trainer.train(KEY, genotype, variables, [1e-3])
+    trainer.accuracy(genotype, trained, 'validation')
+  assert training.block_programs.cache_info().misses == misses
