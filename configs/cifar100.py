@@ -1,8 +1,8 @@
 """The paper's search on CIFAR-100: 512 epochs, e = 4, inheritance.
 
   python run_evolution.py --config=configs/cifar100.py
-  python run_evolution.py --config=configs/cifar100.py:baseline_1  # No inheritance.
-  python run_evolution.py --config=configs/cifar100.py:baseline_2  # And e = 16.
+  python run_evolution.py --config=configs/cifar100.py:baseline_1  # fresh weights
+  python run_evolution.py --config=configs/cifar100.py:baseline_2  # and e = 16 epochs
 
 45,000 / 5,000 / 10,000 32x32 colour images for training, validation and test.
 Meant for a GPU. The data set is downloaded at the first start.

@@ -1,8 +1,8 @@
 """The paper's search on Fashion-MNIST: 512 epochs, e = 4, inheritance.
 
   python run_evolution.py --config=configs/fashion_mnist.py
-  python run_evolution.py --config=configs/fashion_mnist.py:baseline_1  # No inheritance.
-  python run_evolution.py --config=configs/fashion_mnist.py:baseline_2  # And e = 8.
+  python run_evolution.py --config=configs/fashion_mnist.py:baseline_1  # fresh weights
+  python run_evolution.py --config=configs/fashion_mnist.py:baseline_2  # and e = 8 epochs
 
 55,000 / 5,000 / 10,000 28x28 grey images for training, validation and test.
 Meant for a GPU. The data set is downloaded at the first start.

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lamarck_jax import convolution
 from lamarck_jax import genotype as genotype_lib
-from lamarck_jax.convolution import conv_general_dilated
 from lamarck_jax.genotype import Block, Genotype
 
 Variables = Mapping[str, Any]
@@ -23,22 +23,66 @@ _BATCH_NORM_MOMENTUM = 0.9
 _BATCH_NORM_EPSILON = 1e-5
 
 
+class _Convolution(nn.Module):
+  """The parameters of a convolution, named and initialised as `nn.Conv`'s.
+
+  Attributes:
+    filters: Number of filters.
+    kernel_size: Side of the square kernel, in pixels.
+  """
+
+  filters: int
+  kernel_size: int
+
+  @nn.compact
+  def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
+    """Returns kernel [size, size, channels, filters] and bias [filters]."""
+    shape = (self.kernel_size, self.kernel_size, channels, self.filters)
+    kernel = self.param('kernel', nn.initializers.glorot_uniform(), shape)
+    return kernel, self.param('bias', nn.initializers.zeros, (self.filters,))
+
+
+class _Normalisation(nn.Module):
+  """The parameters and statistics of a batch normalisation, as `nn.BatchNorm`'s.
+
+  Attributes:
+    filters: Number of filters.
+  """
+
+  filters: int
+
+  @nn.compact
+  def __call__(self) -> tuple[jax.Array, jax.Array, nn.Variable, nn.Variable]:
+    """Returns scale, bias, running mean and running variance, each [filters]."""
+    shape = (self.filters,)
+    return (
+      self.param('scale', nn.initializers.ones, shape),
+      self.param('bias', nn.initializers.zeros, shape),
+      self.variable('batch_stats', 'mean', jnp.zeros, shape),
+      self.variable('batch_stats', 'var', jnp.ones, shape),
+    )
+
+
 class ConvBlock(nn.Module):
   """Convolution with bias, batch normalisation, ReLU.
+
+  The variables are those of `nn.Conv` named `conv` and `nn.BatchNorm` named `norm`.
+  In training the three are one function, whose backward pass keeps less.
 
   Attributes:
     filters: Number of filters.
     kernel_size: Side of the square kernel, in pixels.
     stride: Stride in both directions.
     dtype: Type of the computation; parameters and statistics are float32.
-    conv_general_dilated: The convolution, with the signature of `jax.lax`'s.
+    conv_general_dilated: The convolution in evaluation mode, with the signature of
+      `jax.lax`'s.
   """
 
   filters: int
   kernel_size: int
   stride: int
   dtype: Any = jnp.float32
-  conv_general_dilated: Callable[..., jax.Array] = conv_general_dilated
+  conv_general_dilated: Callable[..., jax.Array] = convolution.conv_general_dilated
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -52,24 +96,26 @@ class ConvBlock(nn.Module):
     Returns:
       [batch, ceil(height / stride), ceil(width / stride), filters] of `dtype`.
     """
-    x = nn.Conv(
-      self.filters,
-      (self.kernel_size, self.kernel_size),
-      strides=(self.stride, self.stride),
-      padding='SAME',
-      dtype=self.dtype,
-      kernel_init=nn.initializers.glorot_uniform(),
-      conv_general_dilated=self.conv_general_dilated,
-      name='conv',
-    )(x)
-    x = nn.BatchNorm(
-      use_running_average=not train,
-      momentum=_BATCH_NORM_MOMENTUM,
-      epsilon=_BATCH_NORM_EPSILON,
-      dtype=self.dtype,
-      name='norm',
-    )(x)
-    return nn.relu(x)
+    parameters = _Convolution(self.filters, self.kernel_size, name='conv')
+    kernel, conv_bias = parameters(x.shape[-1])
+    scale, bias, mean, var = _Normalisation(self.filters, name='norm')()
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    strides = (self.stride, self.stride)
+    if train:
+      y, batch_mean, batch_var = convolution.conv_batch_norm_relu(
+        x, kernel, conv_bias, scale, bias, strides, _BATCH_NORM_EPSILON
+      )
+      if not self.is_initializing():
+        for running, batch in ((mean, batch_mean), (var, batch_var)):
+          momentum = _BATCH_NORM_MOMENTUM
+          running.value = momentum * running.value + (1 - momentum) * batch
+      return y
+    y = self.conv_general_dilated(
+      x, kernel, strides, 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    factor = scale * jax.lax.rsqrt(var.value + _BATCH_NORM_EPSILON)
+    y = y * factor + ((conv_bias - mean.value) * factor + bias)
+    return nn.relu(y).astype(self.dtype)
 
 
 class Classifier(nn.Module):
@@ -103,7 +149,7 @@ class ConvNet(nn.Module):
   genotype: Genotype
   num_classes: int
   dtype: Any = jnp.float32
-  conv_general_dilated: Callable[..., jax.Array] = conv_general_dilated
+  conv_general_dilated: Callable[..., jax.Array] = convolution.conv_general_dilated
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

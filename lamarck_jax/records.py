@@ -52,7 +52,12 @@ class RunDirectory:
     config_path = self.path / 'config.json'
     try:
       if config_path.exists():
-        _check_config(config_path, config)
+        differing = config_lib.differing_fields(config, read_config(self.path))
+        if differing:
+          raise UserError(
+            f'workdir: {self.path} holds a run with another config: it differs in '
+            + ', '.join(differing)
+          )
       else:
         self.path.mkdir(parents=True, exist_ok=True)
         # A crash while config.json was written leaves its temporary file.
@@ -171,20 +176,20 @@ def genotype_from_json(fields: Mapping[str, Any]) -> Genotype:
   )
 
 
-def _check_config(path: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Raises UserError unless the file holds this configuration."""
-  try:
-    content = _read_json(path)
-  except ValueError:
-    content = None  # Not JSON.
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Returns the configuration of a run directory, as JSON has it.
+
+  Args:
+    path: The directory.
+
+  Raises:
+    UserError: If there is none of a known format version.
+  """
+  config_path = pathlib.Path(path) / 'config.json'
+  content = _read_json(config_path)
   if not isinstance(content, dict) or content.get('format_version') != FORMAT_VERSION:
-    raise UserError(f'workdir: {path} is not of format version {FORMAT_VERSION}')
-  differing = config_lib.differing_fields(config, content['config'])
-  if differing:
-    raise UserError(
-      f'workdir: {path.parent} holds a run with another config: it differs in '
-      + ', '.join(differing)
-    )
+    raise UserError(f'workdir: {config_path} is not of format version {FORMAT_VERSION}')
+  return content['config']
 
 
 def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

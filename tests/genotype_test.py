@@ -110,15 +110,15 @@ def test_lineages_take_no_part_in_equality(architecture, offset, next_lineage):
 
 @_BOUNDED
 @given(st.lists(st.integers(-1, 6), max_size=8), st.integers(0, 9))
-def test_blocks_without_a_lineage_of_their_own_get_fresh_ones(given, next_lineage):
+def test_blocks_without_a_lineage_of_their_own_get_fresh_ones(numbers, next_lineage):
   genotype = Genotype(
-    tuple(Block(16, 3, 1, lineage) for lineage in given), next_lineage=next_lineage
+    tuple(Block(16, 3, 1, lineage) for lineage in numbers), next_lineage=next_lineage
   )
   lineages = _lineages(genotype)
-  assert len(set(lineages)) == len(given)
-  used_before = max([next_lineage, *(lineage + 1 for lineage in given)])
-  for index, lineage in enumerate(given):
-    if lineage == -1 or lineage in given[:index]:
+  assert len(set(lineages)) == len(numbers)
+  used_before = max([next_lineage, *(lineage + 1 for lineage in numbers)])
+  for index, lineage in enumerate(numbers):
+    if lineage == -1 or lineage in numbers[:index]:
       assert lineages[index] >= used_before
     else:
       assert lineages[index] == lineage

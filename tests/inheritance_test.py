@@ -287,6 +287,26 @@ def test_a_block_that_replaces_a_removed_one_does_not_inherit_from_it():
     assert _bits(leaves[path]) == _bits(before[path])
 
 
+def test_a_leaf_of_as_many_values_in_another_shape_is_not_inherited():
+  # Piled-up mutations exchange the filter counts: 5x5x4x8 becomes 5x5x8x4.
+  parent = Genotype.parse('4c3 8c5')
+  key = jax.random.key(0)
+  children = (
+    mutation.remove_filters(
+      jax.random.fold_in(key, 1 + seed),
+      mutation.add_filters(jax.random.fold_in(key, seed), parent, _SPACE),
+      _SPACE,
+    )
+    for seed in range(100)
+  )
+  child = next(child for child in children if str(child) == '8c3 4c5')
+  variables = _trained(parent)
+  leaves = _flat(inheritance.inherit(_KEY, parent, variables, child))
+  assert leaves[_kernel(1)].shape == (5, 5, 8, 4)
+  for path in leaves.keys() - {'params/classifier/dense/bias'}:
+    _assert_fresh(path, leaves[path])
+
+
 # ------------------------------------------------------------------------------
 # Modes
 # ------------------------------------------------------------------------------

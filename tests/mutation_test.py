@@ -53,7 +53,8 @@ def _outcomes(parent: Architecture, space: SearchSpace) -> dict[str, Distributio
     name: defaultdict(Fraction) for name in _FREQUENCIES
   }
 
-  def replaced(position: int, *block: int) -> Architecture:
+  def replaced(position: int, filters: int, kernel: int, stride: int) -> Architecture:
+    block = (filters, kernel, stride)
     return (*parent[:position], block, *parent[position + 1 :])
 
   num_new = (n + 1) * len(space.filters) * len(space.kernel_sizes)

@@ -399,7 +399,7 @@ _triples = st.tuples(st.integers(1, 300), st.integers(1, 7), st.integers(1, 3))
 @given(st.dictionaries(st.integers(0, 99), _triples, min_size=1), st.integers(0, 200))
 def test_a_genotype_comes_back_from_json_with_its_lineages(blocks, next_lineage):
   genotype = Genotype(
-    tuple(Block(*integers, number) for number, integers in blocks.items()),
+    tuple(Block(f, k, s, number) for number, (f, k, s) in blocks.items()),
     next_lineage=next_lineage,
   )
   fields = json.loads(json.dumps(records.genotype_to_json(genotype)))

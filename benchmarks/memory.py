@@ -1,0 +1,70 @@
+"""Memory of a long search: resident memory and memory maps over many evaluations.
+
+  python -m benchmarks.memory [--evaluations=1000] [--out=FILE]
+
+One process trains tiny networks for an epoch each, every one accepted as the parent of
+the next, so that new programs are compiled all the time. Linux only: the figures come
+from /proc.
+"""
+
+import argparse
+import pathlib
+
+import jax
+import numpy as np
+
+from benchmarks import common
+from lamarck_jax import compilation_cache, datasets, inheritance, model, mutation
+from lamarck_jax import genotype as genotype_lib
+from lamarck_jax.training import Trainer
+
+
+def resident_mb() -> float:
+  """Returns the resident memory of this process in MB."""
+  for line in pathlib.Path('/proc/self/status').read_text().splitlines():
+    if line.startswith('VmRSS:'):
+      return int(line.split()[1]) / 1024
+  raise OSError('/proc/self/status has no VmRSS')
+
+
+def num_maps() -> int:
+  """Returns the number of memory maps of this process."""
+  return len(pathlib.Path('/proc/self/maps').read_text().splitlines())
+
+
+def main() -> None:
+  """Runs the benchmark."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--evaluations', type=int, default=1000)
+  parser.add_argument('--out', help='JSON file for the figures')
+  args = parser.parse_args()
+
+  compilation_cache.enable()
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (64, 16, 16, 3)).astype(np.uint8)
+  split = datasets.Split(images, rng.integers(10, size=64).astype(np.int32))
+  dataset = datasets.Dataset('random', split, split, split, tuple('0123456789'))
+  trainer = Trainer(dataset, batch_size=32)
+  space = genotype_lib.SearchSpace(filters=(2, 4, 6, 8, 10, 12, 14, 16))
+
+  genotype = genotype_lib.random_genotype(jax.random.key(0), space)
+  variables = model.init_variables(jax.random.key(0), genotype, 3, 10)
+  history = {genotype}
+  figures = []
+  for evaluation in range(1, args.evaluations + 1):
+    key = jax.random.key(evaluation)
+    child = mutation.mutate(key, genotype, space, history)
+    inherited = inheritance.inherit(key, genotype, variables, child)
+    variables = trainer.train(key, child, inherited, [1e-3])
+    trainer.accuracy(child, variables, 'validation')
+    genotype = child
+    history.add(child)
+    if evaluation % 100 == 0 or evaluation == 1:
+      figures.append((evaluation, resident_mb(), num_maps()))
+      print(*figures[-1], flush=True)
+  common.write_json(args.out, {'evaluation, MB, maps': figures})
+  common.print_table(['evaluation', 'resident MB', 'memory maps'], figures)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,240 @@
+"""A whole training step, beside the PyTorch step that a user would write instead.
+
+  python -m benchmarks.training_speed [--out=FILE] [--rounds=7]
+
+For three networks at 32x32x3 and batch 512: forward, backward and Adam's update of
+`lamarck_jax.training`, and of PyTorch (channels_last, all cores), in turns within one
+run. Each has a process of its own that stays alive, so that neither one's threads or
+memory disturb the other. A round times several steps of each and takes their mean. The
+figure is the ratio of PyTorch's time to ours, round by round: above 1, we are faster.
+Where PyTorch is not installed only our own times are printed. GFLOP/s count three times
+the forward pass, and are compared with a float32 matrix product of 2048 x 2048.
+"""
+
+import argparse
+from collections.abc import Callable
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks import common
+
+IMAGE_SHAPE = (32, 32, 3)
+NUM_CLASSES = 10
+
+
+def jax_steps(network: str, batch_size: int, dtype: str) -> Callable[[int], None]:
+  """Returns a function that trains for a number of steps with this project."""
+  import jax
+
+  from lamarck_jax import datasets, model, training
+  from lamarck_jax.genotype import Genotype
+
+  rng = np.random.default_rng(0)
+
+  def split(num_examples: int) -> datasets.Split:
+    images = rng.integers(0, 256, (num_examples, *IMAGE_SHAPE)).astype(np.uint8)
+    labels = rng.integers(NUM_CLASSES, size=num_examples).astype(np.int32)
+    return datasets.Split(images, labels)
+
+  data = split(batch_size)
+  names = tuple(map(str, range(NUM_CLASSES)))
+  dataset = datasets.Dataset('random', data, split(8), split(8), names)
+  trainer = training.Trainer(dataset, batch_size=batch_size, compute_dtype=dtype)
+  genotype = Genotype.parse(common.NETWORKS[network])
+  key = jax.random.key(0)
+  variables = model.init_variables(key, genotype, IMAGE_SHAPE[-1], NUM_CLASSES)
+  trainer.compile(genotype)
+
+  def steps(count: int) -> None:  # The data set is one batch: an epoch is a step.
+    jax.block_until_ready(trainer.train(key, genotype, variables, [1e-3] * count))
+
+  return steps
+
+
+def torch_steps(network: str, batch_size: int, dtype: str) -> Callable[[int], None]:
+  """Returns a function that trains for a number of steps with PyTorch."""
+  import torch
+  from torch import nn
+
+  from lamarck_jax.genotype import Genotype
+
+  del dtype
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  torch.set_num_threads(os.cpu_count() or 1)
+  torch.manual_seed(0)
+  layers, channels = [], IMAGE_SHAPE[-1]
+  for block in Genotype.parse(common.NETWORKS[network]).blocks:
+    size = block.kernel_size
+    layers += [
+      nn.Conv2d(channels, block.filters, size, block.stride, padding=size // 2),
+      nn.BatchNorm2d(block.filters),
+      nn.ReLU(inplace=True),
+    ]
+    channels = block.filters
+  head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, NUM_CLASSES)]
+  net = nn.Sequential(*layers, *head).to(device, memory_format=torch.channels_last)
+  optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+  height, width, channels = IMAGE_SHAPE
+  images = torch.randn(batch_size, channels, height, width, device=device)
+  images = images.contiguous(memory_format=torch.channels_last)
+  labels = torch.randint(NUM_CLASSES, (batch_size,), device=device)
+
+  def steps(count: int) -> None:
+    for _ in range(count):
+      order = torch.randperm(batch_size, device=device)
+      optimizer.zero_grad(set_to_none=True)
+      loss = nn.functional.cross_entropy(net(images[order]), labels[order])
+      loss.backward()
+      optimizer.step()
+    loss.item()
+
+  return steps
+
+
+def matmul_steps(network: str, batch_size: int, dtype: str) -> Callable[[int], None]:
+  """Returns a function that makes a number of 2048 x 2048 products with JAX."""
+  import jax
+  import jax.numpy as jnp
+
+  del network, batch_size, dtype
+  matrix = jnp.ones((2048, 2048), jnp.float32)
+  product = jax.jit(lambda a, b: a @ b).lower(matrix, matrix).compile()
+
+  def steps(count: int) -> None:
+    result = matrix
+    for _ in range(count):
+      result = product(matrix, matrix)
+    result.block_until_ready()
+
+  return steps
+
+
+WORKERS = {'jax': jax_steps, 'torch': torch_steps, 'matmul': matmul_steps}
+
+
+class Worker:
+  """A process that times steps when it is asked to."""
+
+  def __init__(self, name: str, network: str, batch_size: int, dtype: str):
+    """Starts the process and waits until it has compiled and warmed up."""
+    arguments = [f'--worker={name}', f'--network={network}']
+    arguments += [f'--batch_size={batch_size}', f'--dtype={dtype}']
+    self._process = subprocess.Popen(
+      [sys.executable, '-m', 'benchmarks.training_speed', *arguments],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    self.seconds(2)
+
+  def seconds(self, count: int) -> float:
+    """Returns the mean duration of some steps, in seconds."""
+    assert self._process.stdin and self._process.stdout
+    print(count, file=self._process.stdin, flush=True)
+    return float(self._process.stdout.readline())
+
+  def close(self) -> None:
+    """Ends the process."""
+    self._process.communicate()
+
+
+def serve(steps: Callable[[int], None]) -> None:
+  """Answers every number of steps on the standard input with their mean time."""
+  for line in sys.stdin:
+    count = int(line)
+    start = time.perf_counter()
+    steps(count)
+    print((time.perf_counter() - start) / count, flush=True)
+
+
+def measure(network: str, names: list[str], args: argparse.Namespace) -> dict[str, Any]:
+  """Returns the times and ratios of one network."""
+  from lamarck_jax import flops
+  from lamarck_jax.genotype import Genotype
+
+  genotype = Genotype.parse(common.NETWORKS[network])
+  example = flops.network_flops(genotype, IMAGE_SHAPE, NUM_CLASSES)
+  step_flops = 3 * example * args.batch_size
+  workers = {name: Worker(name, network, args.batch_size, args.dtype) for name in names}
+  count = max(1, round(1.5 / workers['jax'].seconds(2)))
+  seconds: dict[str, list[float]] = {name: [] for name in names}
+  for _ in range(args.rounds):
+    for name, worker in workers.items():
+      seconds[name].append(worker.seconds(50 if name == 'matmul' else count))
+  for worker in workers.values():
+    worker.close()
+  matmul = [2 * 2048**3 / value for value in seconds.pop('matmul')]
+  rate = [step_flops / value for value in seconds['jax']]
+  result: dict[str, Any] = {
+    'steps_per_round': count,
+    'seconds': {name: common.summary(values) for name, values in seconds.items()},
+    'gflops_per_second': common.summary([value / 1e9 for value in rate]),
+    'share_of_matmul': common.summary([ours / mm for ours, mm in zip(rate, matmul)]),
+  }
+  if 'torch' in seconds:
+    ratios = [theirs / ours for theirs, ours in zip(seconds['torch'], seconds['jax'])]
+    result['ratio'] = common.summary(ratios)
+  return result
+
+
+def main() -> None:
+  """Runs the benchmark."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--out', help='JSON file for the figures')
+  parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument('--batch_size', type=int, default=512)
+  parser.add_argument('--dtype', default='float32', help='float32 or bfloat16')
+  parser.add_argument('--network', help='only this one')
+  parser.add_argument('--worker', choices=WORKERS, help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  if args.worker:
+    serve(WORKERS[args.worker](args.network, args.batch_size, args.dtype))
+    return
+
+  names = list(WORKERS)
+  if 'torch' not in common.versions():
+    names.remove('torch')
+  results = {}
+  for network in [args.network] if args.network else common.NETWORKS:
+    results[network] = measure(network, names, args)
+    print(network, json.dumps(results[network]), flush=True)
+  rows = []
+  for network, result in results.items():
+    ratio = result.get('ratio', {})
+    seconds = result['seconds']
+    rows.append(
+      [
+        network,
+        seconds['jax']['median'] * 1e3,
+        seconds['torch']['median'] * 1e3 if ratio else '-',
+        f'{ratio["median"]:.2f} ({ratio["min"]:.2f}-{ratio["max"]:.2f})'
+        if ratio
+        else '-',
+        result['gflops_per_second']['median'],
+        result['share_of_matmul']['median'],
+        args.rounds,
+      ]
+    )
+  common.write_json(args.out, {'batch_size': args.batch_size, 'networks': results})
+  common.print_table(
+    [
+      'network',
+      'ours, ms',
+      'PyTorch, ms',
+      'PyTorch / ours (min-max)',
+      'GFLOP/s',
+      'share of matmul',
+      'n',
+    ],
+    rows,
+  )
+
+
+if __name__ == '__main__':
+  main()
