@@ -2,7 +2,7 @@
 
   python run_evolution.py --config=configs/cifar10.py
   python run_evolution.py --config=configs/cifar10.py:baseline_1  # fresh weights
-  python run_evolution.py --config=configs/cifar10.py:baseline_2  # and e = 16 epochs
+  python run_evolution.py --config=configs/cifar10.py:baseline_2  # and e = 16
 
 45,000 / 5,000 / 10,000 32x32 colour images for training, validation and test.
 Meant for a GPU. The data set is downloaded at the first start.

@@ -18,6 +18,6 @@ def get_config(setting: str = 'lamarckian') -> config_dict.ConfigDict:
   config.dataset.name = 'digits'
   config.budget_epochs = 96
   config.batch_size = 32
-  config.search_space.filters = (8, 16, 32, 64)
+  config.search_space.filters = (8, 16, 32)
   config.checkpoint_epochs = (32, 96)
   return config

@@ -2,7 +2,7 @@
 
   python run_evolution.py --config=configs/fashion_mnist.py
   python run_evolution.py --config=configs/fashion_mnist.py:baseline_1  # fresh weights
-  python run_evolution.py --config=configs/fashion_mnist.py:baseline_2  # and e = 8 epochs
+  python run_evolution.py --config=configs/fashion_mnist.py:baseline_2  # and e = 8
 
 55,000 / 5,000 / 10,000 28x28 grey images for training, validation and test.
 Meant for a GPU. The data set is downloaded at the first start.

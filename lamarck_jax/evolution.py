@@ -104,8 +104,13 @@ def init(
     budget_epochs: n, total training epochs.
     epochs_per_evaluation: e, training epochs per evaluation.
     niching_rate: eta, a probability.
-    niching_iterations: k, evaluations per niche.
+    niching_iterations: k, evaluations per niche, at least one.
+
+  Raises:
+    ValueError: If there is a limit that cannot be kept.
   """
+  if min(budget_epochs, epochs_per_evaluation, niching_iterations) < 1:
+    raise ValueError('epochs and niching_iterations: want at least 1')
   return EvolutionState(
     space, budget_epochs, epochs_per_evaluation, niching_rate, niching_iterations
   )

@@ -97,9 +97,12 @@ class RunDirectory:
 
   def append_event(self, event: Mapping[str, Any]) -> None:
     """Appends an event; it is on disk when this returns."""
+    is_new = not self._events.exists()
     with self._events.open('ab') as file:
       file.write(json.dumps(event).encode() + b'\n')
       _sync(file)
+    if is_new:
+      _sync_directory(self.path)
 
   def write_weights(self, evaluation: int, variables: Mapping[str, Any]) -> None:
     """Writes the variables of an individual, named by its evaluation."""
@@ -186,10 +189,16 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     UserError: If there is none of a known format version.
   """
   config_path = pathlib.Path(path) / 'config.json'
-  content = _read_json(config_path)
-  if not isinstance(content, dict) or content.get('format_version') != FORMAT_VERSION:
-    raise UserError(f'workdir: {config_path} is not of format version {FORMAT_VERSION}')
-  return content['config']
+  try:
+    content = _read_json(config_path)
+  except ValueError:
+    content = None  # Not JSON.
+  match content:
+    case {'format_version': version, 'config': dict(config)} if (
+      version == FORMAT_VERSION
+    ):
+      return config
+  raise UserError(f'workdir: {config_path} is not of format version {FORMAT_VERSION}')
 
 
 def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
@@ -207,11 +216,7 @@ def _write(path: pathlib.Path, content: bytes) -> None:
     file.write(content)
     _sync(file)
   temporary.replace(path)
-  directory = os.open(path.parent, os.O_RDONLY)
-  try:
-    os.fsync(directory)
-  finally:
-    os.close(directory)
+  _sync_directory(path.parent)
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:
@@ -221,3 +226,11 @@ def _temporary(path: pathlib.Path) -> pathlib.Path:
 def _sync(file: Any) -> None:
   file.flush()
   os.fsync(file.fileno())
+
+
+def _sync_directory(path: pathlib.Path) -> None:
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)

@@ -6,6 +6,7 @@ Which leaves are new is written out for every operator, not computed.
 import functools
 import math
 
+import chex
 from flax import traverse_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -242,7 +243,7 @@ def test_the_leaf_rule_holds_along_random_lines_of_descent(
   variables = _trained(parent, channels, num_classes=7)
   result = inheritance.inherit(key, parent, variables, child)
   wanted = _init_shapes(child, channels, 7)
-  assert jax.tree.structure(result) == jax.tree.structure(wanted)
+  chex.assert_trees_all_equal_structs(result, wanted)
   old = _flat(variables)
   for path, shape in _flat(wanted).items():
     leaf = _flat(result)[path]
@@ -353,7 +354,7 @@ def test_the_parents_variables_are_left_as_they_are(mode):
   result = inheritance.inherit(_KEY, _PARENT, variables, child, mode)
   result['params']['new'] = result['batch_stats'].pop('block_1')
   result['params']['block_0']['conv'].clear()
-  assert jax.tree.structure(variables) == jax.tree.structure(untouched)
+  chex.assert_trees_all_equal_structs(variables, untouched)
   jax.tree.map(np.testing.assert_array_equal, variables, untouched)
 
 

@@ -5,6 +5,7 @@ import functools
 import math
 from typing import Any
 
+import chex
 from flax import traverse_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,7 +121,7 @@ def test_the_network_computes_what_the_reference_does(text, channels, size, trai
   wanted, wanted_stats = _reference(genotype, variables, images, train)
   assert logits.dtype == jnp.float32
   np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4)
-  assert jax.tree.structure(updated['batch_stats']) == jax.tree.structure(wanted_stats)
+  chex.assert_trees_all_equal_structs(updated['batch_stats'], wanted_stats)
   jax.tree.map(
     lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5),
     updated['batch_stats'],
@@ -231,7 +232,7 @@ def test_initial_variables_have_the_structure_that_flax_gives_the_network(
   shapes = model.variable_shapes(genotype, channels, num_classes)
   variables = model.init_variables(jax.random.key(0), genotype, channels, num_classes)
   for tree in (shapes, variables):
-    assert jax.tree.structure(tree) == jax.tree.structure(wanted)
+    chex.assert_trees_all_equal_structs(tree, wanted)
     for leaf, wanted_leaf in zip(jax.tree.leaves(tree), jax.tree.leaves(wanted)):
       assert leaf.shape == wanted_leaf.shape
       assert leaf.dtype == wanted_leaf.dtype

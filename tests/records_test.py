@@ -4,6 +4,7 @@ import json
 import pathlib
 import struct
 
+import chex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import jax
@@ -53,7 +54,7 @@ def _variables(seed: int = 0) -> dict:
 
 
 def _assert_same_bits(tree: dict, other: dict) -> None:
-  assert jax.tree.structure(tree) == jax.tree.structure(other)
+  chex.assert_trees_all_equal_structs(tree, other)
   for leaf, other_leaf in zip(jax.tree.leaves(tree), jax.tree.leaves(other)):
     leaf, other_leaf = np.asarray(leaf), np.asarray(other_leaf)
     assert leaf.dtype == other_leaf.dtype
