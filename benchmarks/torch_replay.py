@@ -63,8 +63,8 @@ def replay(workdir: str) -> None:
   states: dict[int, dict[str, Any]] = {}
   for event in events:
     genotype = records.genotype_from_json(event)
-    net = build(genotype, images.shape[1], dataset.num_classes)
-    net = net.to(device).to(memory_format=torch.channels_last)
+    net: Any = build(genotype, images.shape[1], dataset.num_classes)
+    net = net.to(device, memory_format=torch.channels_last)
     if event['parent'] is not None and config.inheritance != 'none':
       own, parent = net.state_dict(), states[event['parent']]
       fit = {

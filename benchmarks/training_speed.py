@@ -78,8 +78,8 @@ def torch_steps(network: str, batch_size: int, dtype: str) -> Callable[[int], No
     ]
     channels = block.filters
   head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, NUM_CLASSES)]
-  net = nn.Sequential(*layers, *head).to(device)
-  net = net.to(memory_format=torch.channels_last)
+  net: Any = nn.Sequential(*layers, *head)
+  net = net.to(device, memory_format=torch.channels_last)
   optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
   height, width, channels = IMAGE_SHAPE
   images = torch.randn(batch_size, channels, height, width, device=device)

@@ -10,7 +10,7 @@ import re
 import jax
 import numpy as np
 
-_BLOCK_PATTERN = re.compile(r'([1-9]\d*)c([1-9]\d*)(?:s([1-9]\d*))?')
+_BLOCK_PATTERN = re.compile(r'(\d+)c(\d+)(?:s(\d+))?')
 _UNNUMBERED = -1
 
 
@@ -90,8 +90,7 @@ class Genotype:
     """Returns the genotype of a short form such as `64c3 96c3s2 128c1`.
 
     Raises:
-      ValueError: If there is no word, or one is not
-        `<filters>c<kernel size>[s<stride>]` with positive integers.
+      ValueError: If a word is not `<filters>c<kernel size>[s<stride>]`.
     """
     blocks = []
     for word in text.split():
@@ -101,8 +100,6 @@ class Genotype:
           f'genotype: {word!r} is not <filters>c<kernel size>[s<stride>]'
         )
       blocks.append(Block(*(int(group or 1) for group in match.groups())))
-    if not blocks:
-      raise ValueError('genotype: got no block, want at least one')
     return cls(tuple(blocks))
 
 
