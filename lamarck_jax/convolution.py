@@ -155,8 +155,8 @@ def conv_batch_norm_relu(
   and backward only the convolution's output is kept beside the input.
 
   Args:
-    x: images, (n, height, width, channels), float32.
-    kernel: (kernel height, kernel width, channels, filters), float32.
+    x: images, (n, height, width, channels), any float type.
+    kernel: (kernel height, kernel width, channels, filters), of the same type.
     conv_bias: (filters,).
     scale: the batch norm's scale, (filters,).
     bias: the batch norm's bias, (filters,).
@@ -164,8 +164,9 @@ def conv_batch_norm_relu(
     epsilon: added to the variance.
 
   Returns:
-    The output, (n, output height, output width, filters), and the batch's mean and
-    biased variance of the convolution with its bias, each (filters,).
+    The output, (n, output height, output width, filters), of the images' type, and the
+    batch's mean and biased variance of the convolution with its bias, each (filters,)
+    and float32.
   """
   strides = _pair(strides)
   pads = _pads(x.shape[1:3], kernel.shape[:2], strides, 'SAME')
@@ -195,13 +196,14 @@ def _block_fwd(
   scale: jax.Array,
   bias: jax.Array,
 ) -> Any:
-  z, mean, var = lax.platform_dependent(
+  z, mean, var = _by_platform(
     x,
     kernel,
     cpu=functools.partial(_patch_conv_moments, strides, pads),
     default=functools.partial(_plain_conv_moments, strides, pads),
   )
   y = jax.nn.relu((z - mean) * (lax.rsqrt(var + epsilon) * scale) + bias)
+  y = y.astype(x.dtype)
   return (y, mean, var), (x, kernel, scale, bias, z, mean, var)
 
 
@@ -216,16 +218,17 @@ def _block_bwd(
   def rectified(dy: jax.Array, z: jax.Array) -> jax.Array:
     return jnp.where((z - mean) * (inverse * scale) + bias > 0, dy, 0)
 
-  gradient = rectified(dy, z)
+  gradient = rectified(dy.astype(jnp.float32), z)
   dbias = jnp.sum(gradient, (0, 1, 2))
   dscale = jnp.sum(gradient * (z - mean), (0, 1, 2)) * inverse
   slope = (2 * dvar - dscale * scale * inverse**2) / count
   offset = (dmean - dbias * scale * inverse) / count
 
   def dz(dy: jax.Array, z: jax.Array) -> jax.Array:
-    return rectified(dy, z) * (inverse * scale) + (z - mean) * slope + offset
+    gradient = rectified(dy, z) * (inverse * scale) + (z - mean) * slope + offset
+    return gradient.astype(x.dtype)
 
-  dx, dkernel = lax.platform_dependent(
+  dx, dkernel = _by_platform(
     x,
     kernel,
     dy,
@@ -241,11 +244,21 @@ def _block_bwd(
 _block.defvjp(_block_fwd, _block_bwd)
 
 
+def _by_platform(
+  x: jax.Array, *args: jax.Array, cpu: Callable[..., Any], default: Callable[..., Any]
+) -> Any:
+  """Applies the form for the CPU, which is for float32, or the one for all else."""
+  if x.dtype != jnp.float32:
+    return default(x, *args)
+  return lax.platform_dependent(x, *args, cpu=cpu, default=default)
+
+
 def _plain_conv_moments(
   strides: Strides, pads: Pads, x: jax.Array, kernel: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   z = _plain_conv(strides, pads, x, kernel)
-  return z, jnp.mean(z, (0, 1, 2)), jnp.var(z, (0, 1, 2))
+  values = z.astype(jnp.float32)
+  return z, jnp.mean(values, (0, 1, 2)), jnp.var(values, (0, 1, 2))
 
 
 def _patch_conv_moments(
@@ -411,7 +424,9 @@ def _patches(
     (n, *size, window height * window width * channels).
   """
   n, _, _, channels = x.shape
-  x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
+  x = lax.pad(
+    x, jnp.zeros((), x.dtype), ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0))
+  )
   height, width = size
   if tuple(window) == (1, 1) and strides == (1, 1):
     return x
@@ -459,9 +474,9 @@ def _chunk_gradients(
 ) -> tuple[jax.Array, jax.Array]:
   """Both gradients from one gathering of the output gradient's patches.
 
-  The pixels of x that lie at one phase of the stride see the output through one part of
-  the kernel, at stride 1. With P the patches of dy under those pixels, their gradient is
-  P times that part of the kernel, and the part's own gradient is x^T P.
+  The pixels of x that lie at one phase of the stride see the output through one part
+  of the kernel, at stride 1. With P the patches of dy under those pixels, their
+  gradient is P times that part of the kernel, and the part's own gradient is x^T P.
 
   Args:
     strides: strides along height and width.
@@ -479,7 +494,11 @@ def _chunk_gradients(
   for row in range(min(strides[0], x.shape[1])):
     for column in range(min(strides[1], x.shape[2])):
       phase = (row, column)
-      pixels = (slice(None), slice(row, None, strides[0]), slice(column, None, strides[1]))
+      pixels = (
+        slice(None),
+        slice(row, None, strides[0]),
+        slice(column, None, strides[1]),
+      )
       x_phase = x[pixels]
       taps = [(phase[a] + pads[a][0]) % strides[a] for a in (0, 1)]
       part = kernel[taps[0] :: strides[0], taps[1] :: strides[1]]
