@@ -5,7 +5,8 @@
 Beside this project's form stand XLA's own (`jax.lax.conv_general_dilated`), PyTorch's
 (channels_last, all cores) where it is installed, and a float32 product of one chunk's
 patches with the kernel. The forms take turns within one run; a call ends when all its
-results exist. The table gives each form's median over the rounds.
+results exist, and each timed call follows an untimed one. The table gives each form's
+median over the rounds.
 """
 
 import argparse
@@ -66,7 +67,11 @@ def jax_calls(
     gradients,
   ]
   programs = [jax.jit(f).lower(x, kernel, dy).compile() for f in functions]
-  return [lambda p=p: jax.block_until_ready(p(x, kernel, dy)) for p in programs]
+
+  def blocking(program: Callable[..., Any]) -> Call:
+    return lambda: jax.block_until_ready(program(x, kernel, dy))
+
+  return [blocking(program) for program in programs]
 
 
 def torch_calls(arrays: Arrays, stride: int) -> list[Call]:
@@ -127,10 +132,10 @@ def measure(layer: tuple[int, ...], images: int, rounds: int) -> dict[str, Any]:
   }
   calls['matmul', 'forward'] = matmul_call(layer)
   rates: dict[str, list[float]] = {f'{f}, {d}': [] for f, d in calls}
-  for call, _ in calls.values():
-    call()
   for _ in range(rounds):
     for (form, direction), (call, count) in calls.items():
+      time.sleep(0.05)  # PyTorch's threads spin for a while after its last call.
+      call()
       start = time.perf_counter()
       call()
       seconds = time.perf_counter() - start

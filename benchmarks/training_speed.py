@@ -7,8 +7,10 @@ For three networks at 32x32x3 and batch 512: forward, backward and Adam's update
 run. Each has a process of its own that stays alive, so that neither one's threads or
 memory disturb the other. A round times several steps of each and takes their mean. The
 figure is the ratio of PyTorch's time to ours, round by round: above 1, we are faster.
-Where PyTorch is not installed only our own times are printed. GFLOP/s count three times
-the forward pass, and are compared with a float32 matrix product of 2048 x 2048.
+Our programs keep freed memory (`lamarck_jax.allocator`), which PyTorch does not do by
+itself; `tuned` is PyTorch with that same setting. Where PyTorch is not installed only
+our own times are printed. GFLOP/s count three times the forward pass, and are compared
+with a float32 matrix product of 2048 x 2048.
 """
 
 import argparse
@@ -32,9 +34,10 @@ def jax_steps(network: str, batch_size: int, dtype: str) -> Callable[[int], None
   """Returns a function that trains for a number of steps with this project."""
   import jax
 
-  from lamarck_jax import datasets, model, training
+  from lamarck_jax import allocator, datasets, model, training
   from lamarck_jax.genotype import Genotype
 
+  allocator.keep_freed_memory()
   rng = np.random.default_rng(0)
 
   def split(num_examples: int) -> datasets.Split:
@@ -98,6 +101,16 @@ def torch_steps(network: str, batch_size: int, dtype: str) -> Callable[[int], No
   return steps
 
 
+def tuned_torch_steps(
+  network: str, batch_size: int, dtype: str
+) -> Callable[[int], None]:
+  """Returns the same with freed memory kept, as our own programs keep it."""
+  from lamarck_jax import allocator
+
+  allocator.keep_freed_memory()
+  return torch_steps(network, batch_size, dtype)
+
+
 def matmul_steps(network: str, batch_size: int, dtype: str) -> Callable[[int], None]:
   """Returns a function that makes a number of 2048 x 2048 products with JAX."""
   import jax
@@ -116,7 +129,12 @@ def matmul_steps(network: str, batch_size: int, dtype: str) -> Callable[[int], N
   return steps
 
 
-WORKERS = {'jax': jax_steps, 'torch': torch_steps, 'matmul': matmul_steps}
+WORKERS = {
+  'jax': jax_steps,
+  'torch': torch_steps,
+  'tuned': tuned_torch_steps,
+  'matmul': matmul_steps,
+}
 
 
 class Worker:
@@ -167,6 +185,7 @@ def measure(network: str, names: list[str], args: argparse.Namespace) -> dict[st
   seconds: dict[str, list[float]] = {name: [] for name in names}
   for _ in range(args.rounds):
     for name, worker in workers.items():
+      time.sleep(0.5)  # PyTorch's threads spin for a while after their work.
       seconds[name].append(worker.seconds(50 if name == 'matmul' else count))
   for worker in workers.values():
     worker.close()
@@ -178,9 +197,13 @@ def measure(network: str, names: list[str], args: argparse.Namespace) -> dict[st
     'gflops_per_second': common.summary([value / 1e9 for value in rate]),
     'share_of_matmul': common.summary([ours / mm for ours, mm in zip(rate, matmul)]),
   }
-  if 'torch' in seconds:
-    ratios = [theirs / ours for theirs, ours in zip(seconds['torch'], seconds['jax'])]
-    result['ratio'] = common.summary(ratios)
+  result['ratios'] = {
+    name: common.summary(
+      [theirs / ours for theirs, ours in zip(values, seconds['jax'])]
+    )
+    for name, values in seconds.items()
+    if name != 'jax'
+  }
   return result
 
 
@@ -200,41 +223,33 @@ def main() -> None:
 
   names = list(WORKERS)
   if 'torch' not in common.versions():
-    names.remove('torch')
+    names = ['jax', 'matmul']
   results = {}
   for network in [args.network] if args.network else common.NETWORKS:
     results[network] = measure(network, names, args)
     print(network, json.dumps(results[network]), flush=True)
-  rows = []
-  for network, result in results.items():
-    ratio = result.get('ratio', {})
-    seconds = result['seconds']
-    rows.append(
-      [
-        network,
-        seconds['jax']['median'] * 1e3,
-        seconds['torch']['median'] * 1e3 if ratio else '-',
-        f'{ratio["median"]:.2f} ({ratio["min"]:.2f}-{ratio["max"]:.2f})'
-        if ratio
-        else '-',
-        result['gflops_per_second']['median'],
-        result['share_of_matmul']['median'],
-        args.rounds,
-      ]
-    )
-  common.write_json(args.out, {'batch_size': args.batch_size, 'networks': results})
-  common.print_table(
+
+  def ratio(result: dict[str, Any], name: str) -> str:
+    if name not in result['ratios']:
+      return '-'
+    figure = result['ratios'][name]
+    return f'{figure["median"]:.2f} ({figure["min"]:.2f}-{figure["max"]:.2f})'
+
+  rows = [
     [
-      'network',
-      'ours, ms',
-      'PyTorch, ms',
-      'PyTorch / ours (min-max)',
-      'GFLOP/s',
-      'share of matmul',
-      'n',
-    ],
-    rows,
-  )
+      network,
+      result['seconds']['jax']['median'] * 1e3,
+      ratio(result, 'torch'),
+      ratio(result, 'tuned'),
+      result['gflops_per_second']['median'],
+      result['share_of_matmul']['median'],
+      args.rounds,
+    ]
+    for network, result in results.items()
+  ]
+  common.write_json(args.out, {'batch_size': args.batch_size, 'networks': results})
+  header = ['network', 'ours, ms', 'PyTorch / ours (min-max)', 'tuned PyTorch / ours']
+  common.print_table([*header, 'GFLOP/s', 'share of matmul', 'n'], rows)
 
 
 if __name__ == '__main__':

@@ -1,11 +1,13 @@
 """What the command-line programs share: bad input is one line and exit status 2."""
 
 from collections.abc import Callable
+import logging
 import sys
 from typing import NoReturn
 
 from absl import app, flags
 
+from lamarck_jax import allocator
 from lamarck_jax.errors import UserError
 
 
@@ -20,11 +22,14 @@ def run(main: Callable[[list[str]], None], default_config: str) -> NoReturn:
   """
 
   def guarded_main(argv: list[str]) -> None:
+    # Absl shows what JAX says of devices that are not there.
+    logging.getLogger('jax').setLevel(logging.WARNING)
     try:
       main(argv)
     except UserError as error:
       _refuse(error)
 
+  allocator.keep_freed_memory()
   given = any(arg.lstrip('-').split('=')[0] == 'config' for arg in sys.argv[1:])
   if not given:
     sys.argv.insert(1, f'--config={default_config}')
