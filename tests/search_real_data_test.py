@@ -50,7 +50,7 @@ def test_a_baseline_runs_on_cifar10(tmp_path):
     '--config.completion.epochs=(2,)',
     '--config.completion.learning_rates=(1e-3,)',
   )
-  assert result['checkpoints'][0]['test_accuracy'] > 0.2
+  assert result['checkpoints'][0]['test_accuracy'] > 0.15
 
 
 def test_the_papers_settings_run_on_fashion_mnist(tmp_path):
@@ -62,7 +62,7 @@ def test_the_papers_settings_run_on_fashion_mnist(tmp_path):
     '--config.dataset.num_train=10000',
     '--config.completion.enabled=false',
   )
-  assert result['best']['fitness'] > 0.5
+  assert result['best']['fitness'] > 0.15
 
 
 def test_the_papers_settings_run_on_cifar10_at_full_size(tmp_path):
