@@ -516,7 +516,7 @@ def _write_cache(
     path.parent.mkdir(exist_ok=True)
     try:
       with temporary.open('xb') as file:
-        np.savez(file, allow_pickle=False, fingerprint=fingerprint, **arrays)
+        np.savez(file, fingerprint=fingerprint, **arrays)
         file.flush()
         os.fsync(file.fileno())
       temporary.replace(path)
