@@ -511,12 +511,13 @@ def _write_cache(
   path: pathlib.Path, fingerprint: np.ndarray, arrays: dict[str, np.ndarray]
 ) -> None:
   """Writes the cache; a folder that cannot be written to is no error."""
+  members: dict[str, Any] = {'fingerprint': fingerprint, **arrays}
   temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp')
   try:
     path.parent.mkdir(exist_ok=True)
     try:
       with temporary.open('xb') as file:
-        np.savez(file, fingerprint=fingerprint, **arrays)
+        np.savez(file, **members)
         file.flush()
         os.fsync(file.fileno())
       temporary.replace(path)
