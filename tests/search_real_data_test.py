@@ -62,7 +62,7 @@ def test_the_papers_settings_run_on_fashion_mnist(tmp_path):
     '--config.dataset.num_train=10000',
     '--config.completion.enabled=false',
   )
-  assert result['best']['fitness'] > 0.15
+  assert result['best']['fitness'] > 0.35
 
 
 def test_the_papers_settings_run_on_cifar10_at_full_size(tmp_path):
