@@ -29,12 +29,7 @@ _WORKDIR = flags.DEFINE_string(
   None,
   'Run directory; runs/<config>-<setting>-seed<seed> by default.',
 )
-_XLA_CACHE_DIR = flags.DEFINE_string(
-  'xla_cache_dir',
-  None,
-  'Folder for compiled programs, for all searches together; empty for none;'
-  ' ~/.cache/lamarck_jax/xla by default.',
-)
+_XLA_CACHE_DIR = flags.DEFINE_string('xla_cache_dir', None, command.XLA_CACHE_DIR_HELP)
 
 
 def _default_workdir() -> str:

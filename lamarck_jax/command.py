@@ -10,15 +10,23 @@ from absl import app, flags
 from lamarck_jax import allocator
 from lamarck_jax.errors import UserError
 
+XLA_CACHE_DIR_HELP = (
+  'Folder for compiled programs, for all searches together; empty for none;'
+  ' ~/.cache/lamarck_jax/xla by default.'
+)
 
-def run(main: Callable[[list[str]], None], default_config: str) -> NoReturn:
+
+def run(
+  main: Callable[[list[str]], None], default_config: str | None = None
+) -> NoReturn:
   """Parses the flags, calls a program's main function, and exits.
 
   Args:
     main: Gets the arguments that are no flags, after the program's name. It may
       raise UserError. Flag --config has its configuration.
-    default_config: The configuration file where --config is not given. It is no
-      default of the flag, which ml_collections would load in any case.
+    default_config: The configuration file where --config is not given; None: it must
+      be, if the program has the flag. It is no default of the flag, which
+      ml_collections would load in any case.
   """
 
   def guarded_main(argv: list[str]) -> None:
@@ -31,7 +39,7 @@ def run(main: Callable[[list[str]], None], default_config: str) -> NoReturn:
 
   allocator.keep_freed_memory()
   given = any(arg.lstrip('-').split('=')[0] == 'config' for arg in sys.argv[1:])
-  if not given:
+  if default_config and not given:
     sys.argv.insert(1, f'--config={default_config}')
   app.run(guarded_main, flags_parser=_parse_flags)
   raise AssertionError  # absl has exited.
@@ -40,7 +48,10 @@ def run(main: Callable[[list[str]], None], default_config: str) -> NoReturn:
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
     arguments = flags.FLAGS(argv)
-    flags.FLAGS.config.lock()  # A file that cannot be loaded fails at first use.
+    if 'config' in flags.FLAGS:
+      if flags.FLAGS.config is None:
+        raise UserError('config: missing, want a configuration file')
+      flags.FLAGS.config.lock()  # A file that cannot be loaded fails at first use.
     return arguments
   # Configuration files run while flags are parsed, and raise what they like.
   except Exception as error:

@@ -84,16 +84,14 @@ class RunDirectory:
     A last line that was cut off while it was written is taken away: its
     evaluation will be repeated.
     """
-    if not self._events.exists():
-      return []
-    with self._events.open('r+b') as file:
-      lines = file.read().splitlines(keepends=True)
-      if lines and not lines[-1].endswith(b'\n'):
-        torn = lines.pop()
-        file.seek(-len(torn), os.SEEK_END)
-        file.truncate()
-        _sync(file)
-    return [json.loads(line) for line in lines]
+    if self._events.exists():
+      with self._events.open('r+b') as file:
+        content = file.read()
+        whole = content.rfind(b'\n') + 1
+        if whole < len(content):
+          file.truncate(whole)
+          _sync(file)
+    return read_events(self.path)
 
   def append_event(self, event: Mapping[str, Any]) -> None:
     """Appends an event; it is on disk when this returns."""
@@ -140,7 +138,7 @@ class RunDirectory:
 
   def read_result(self) -> dict[str, Any] | None:
     """Returns the outcome of the search, or None while there is none."""
-    return _read_json(self.path / 'result.json')
+    return read_result(self.path)
 
   def _write_variables(self, name: str, variables: Mapping[str, Any]) -> None:
     leaves = traverse_util.flatten_dict(variables, sep='/')
@@ -177,6 +175,28 @@ def genotype_from_json(fields: Mapping[str, Any]) -> Genotype:
     ),
     next_lineage=fields['next_lineage'],
   )
+
+
+def read_events(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """Returns the events of a run directory, oldest first; it may be written to.
+
+  Args:
+    path: The directory.
+  """
+  events = pathlib.Path(path) / 'events.jsonl'
+  if not events.exists():
+    return []
+  # What follows the last line break is not written yet, or nothing.
+  return [json.loads(line) for line in events.read_bytes().split(b'\n')[:-1]]
+
+
+def read_result(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+  """Returns the outcome of a run directory, or None while there is none.
+
+  Args:
+    path: The directory.
+  """
+  return _read_json(pathlib.Path(path) / 'result.json')
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from ml_collections import config_dict
 import numpy as np
 import pytest
 
-from lamarck_jax import compilation_cache, config, datasets
+from lamarck_jax import compilation_cache, config, datasets, results
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -51,3 +51,57 @@ def tiny_config() -> config_dict.ConfigDict:
   result.completion.epochs = (1, 2)
   result.completion.learning_rates = (1e-3, 1e-4)
   return result
+
+
+def _make_run(seed, fitness, accuracies):
+  """A finished run whose evaluations had these fitnesses."""
+  best = [max(fitness[: i + 1]) for i in range(len(fitness))]
+  return results.Run(
+    seed=seed,
+    epochs=tuple(4 * (i + 1) for i in range(len(fitness))),
+    fitness=tuple(fitness),
+    best_fitness=tuple(best),
+    best_num_blocks=tuple(range(1, len(fitness) + 1)),
+    flops=1000 * (seed + 1),
+    seconds=1.5,
+    best=((16, 3, 1), (32, 5, 2)),
+    test_accuracy=accuracies,
+  )
+
+
+@pytest.fixture(scope='session')
+def make_run():
+  """Makes a finished run of 4 epochs an evaluation, by its fitnesses."""
+  return _make_run
+
+
+@pytest.fixture
+def study() -> results.Study:
+  """Two settings of three and two runs; one run of the second is missing."""
+  return results.Study(
+    'cifar10',
+    12,
+    (4, 12),
+    (
+      results.Setting(
+        'lamarckian',
+        'lamarckian',
+        4,
+        tuple(
+          _make_run(seed, (0.3, 0.2, 0.5 + seed / 10), {4: 0.4, 12: 0.6 + seed / 100})
+          for seed in range(3)
+        ),
+        {},
+      ),
+      results.Setting(
+        'baseline_1',
+        'none',
+        4,
+        tuple(
+          _make_run(seed, (0.3, 0.35, 0.1), {4: 0.3, 12: 0.5 + seed / 100})
+          for seed in range(2)
+        ),
+        {2: 'not finished'},
+      ),
+    ),
+  )
