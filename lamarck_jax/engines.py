@@ -16,6 +16,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -241,8 +242,11 @@ class RayEngine:
     self._ray = ray
     self.num_workers = num_workers or 2**31
     try:
+      if address and ':' in address:  # Ray would try for minutes.
+        host, _, port = address.removeprefix('ray://').rpartition(':')
+        socket.create_connection((host, int(port)), timeout=10).close()
       ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
-    except ConnectionError as error:
+    except (ConnectionError, OSError, ValueError) as error:
       raise UserError(
         f'ray_address: got {address!r}, want that of a running cluster: {error}'
       ) from error
@@ -256,13 +260,13 @@ class RayEngine:
           available,
         )
     # A process for each run, with threads for its CPUs alone. Retries are ours.
-    self._perform = ray.remote(perform).options(
+    self._perform = ray.remote(
       num_cpus=cpus_per_run,
       num_gpus=gpus_per_run,
       max_calls=1,
       max_retries=0,
       runtime_env={'env_vars': {'PJRT_NPROC': str(max(1, int(cpus_per_run)))}},
-    )
+    )(perform)
 
   def submit(self, task: Task) -> Outcome:
     """Hands a run to Ray; returns the future of `perform`'s result."""

@@ -77,7 +77,10 @@ def run(
           logging.warning('the worker of %s died; it goes on', task.name)
           waiting.insert(0, task)
           continue
-        reason = f'its worker died {count} times without progress, see {task.log}'
+        reason = ' '.join(
+          f'its worker died {count} times without progress, see {task.log}:'
+          f' {death}'.split()
+        )
       if reason is not None:
         failures[task] = reason
       if on_end:

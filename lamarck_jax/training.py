@@ -27,9 +27,10 @@ from lamarck_jax.datasets import Dataset
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 
-# The programs of this many blocks stay in memory. A block has three, of about 30
-# memory maps each on CPU, and the kernel allows a process 65,530.
-MAX_BLOCKS_IN_MEMORY = 192
+# The programs of this many blocks stay in memory. On CPU a block's three have about
+# 200 memory maps and 8 MB, and the kernel allows a process 65,530 maps. An individual
+# has some ten blocks; what is dropped comes back from the cache on disk.
+MAX_BLOCKS_IN_MEMORY = 80
 
 
 class Images(NamedTuple):

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import pathlib
@@ -113,9 +114,7 @@ def test_a_study_whose_worker_is_killed_ends_as_if_it_had_not_been(
     stop.set()
     watcher.join()
   assert killed
-  for task, other in zip(tasks, undisturbed, strict=True):
-    assert len(read_events(task)) == 16
-    assert read_events(task) == read_events(other)
+  assert_same_events(tasks, undisturbed)
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(
@@ -134,6 +133,79 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
   setting = results.load(tmp_path).settings[0]
   assert [run.seed for run in setting.runs] == [1]
   assert 'no config.json' in setting.missing[0]
+
+
+def ray_workers() -> list[int]:
+  """The processes that perform runs for Ray on this machine."""
+  found = []
+  for path in pathlib.Path('/proc').glob('[0-9]*/cmdline'):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+      if path.read_bytes().startswith(b'ray::perform'):
+        found.append(int(path.parent.name))
+  return found
+
+
+@pytest.fixture
+def run_on_ray(monkeypatch):
+  """Runs tasks on a Ray cluster; calls a function as soon as a run has events."""
+  pytest.importorskip('ray')
+  monkeypatch.setenv('PYTHONPATH', str(ROOT))  # For the workers.
+
+  def run(tasks, disturb, address=None):
+    for task in tasks:
+      task.log.parent.mkdir(parents=True, exist_ok=True)
+    disturbed = []
+
+    def on_wait():
+      if not disturbed and any(3 <= len(read_events(task)) < 16 for task in tasks):
+        disturbed.append(disturb())
+
+    engine = engines.RayEngine(address)
+    try:
+      assert study.run(tasks, engine, on_wait=on_wait) == {}
+    finally:
+      engine.close()
+    assert disturbed
+
+  return run
+
+
+def assert_same_events(tasks, others) -> None:
+  for task, other in zip(tasks, others, strict=True):
+    assert len(read_events(task)) == 16
+    assert read_events(task) == read_events(other)
+
+
+def test_a_ray_study_whose_worker_is_killed_ends_as_if_it_had_not_been(
+  run_on_ray, undisturbed, shared_compilation_cache, tmp_path
+):
+  tasks = make_tasks(tmp_path, shared_compilation_cache, budget_epochs=16)
+  run_on_ray(tasks, lambda: os.kill(ray_workers()[0], signal.SIGKILL))
+  assert_same_events(tasks, undisturbed)
+
+
+def test_a_ray_study_that_loses_a_node_goes_on_with_the_others(
+  run_on_ray, undisturbed, shared_compilation_cache, tmp_path
+):
+  cluster_utils = pytest.importorskip('ray.cluster_utils')
+  cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={'num_cpus': 0})
+  try:
+    lost, _ = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    tasks = make_tasks(tmp_path, shared_compilation_cache, budget_epochs=16)
+    run_on_ray(
+      tasks,
+      lambda: cluster.remove_node(lost, allow_graceful=False),
+      cluster.address,
+    )
+  finally:
+    cluster.shutdown()
+  assert_same_events(tasks, undisturbed)
+
+
+def test_a_ray_cluster_that_is_not_there_is_refused_at_once():
+  pytest.importorskip('ray')
+  with pytest.raises(UserError, match='ray_address'):
+    engines.RayEngine('127.0.0.1:1')
 
 
 class _DyingEngine:
