@@ -246,6 +246,7 @@ def _evaluate(
   progress.training(evaluation, child)
   trainer.compile(child)
   stopwatch.lap('compile')
+  _compile_ahead(state, child, trainer)
   variables = trainer.train(
     key(Purpose.TRAINING),
     child,
@@ -286,6 +287,25 @@ def _evaluate(
 
   candidates = {**living, evaluation: variables}
   return state, {number: candidates[number] for number in state.living}, event
+
+
+def _compile_ahead(state: SearchState, child: Genotype, trainer: Trainer) -> None:
+  """Begins to compile what may come after a child, while it is trained.
+
+  The next child depends on this one's fitness only in whether it is accepted.
+
+  Args:
+    state: The state in which the child was made.
+    child: The child.
+    trainer: The trainer of the data set.
+  """
+  for fitness in (-1.0, 2.0):  # Worse than any, and better than any.
+    following = state.tell(child, fitness)
+    if not following.evolution.done:
+      key = random_key(
+        state.seed, following.evolution.num_evaluations, Purpose.MUTATION
+      )
+      trainer.compile_ahead(evolution.ask(key, following.evolution))
 
 
 class _Stopwatch:

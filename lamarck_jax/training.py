@@ -104,11 +104,10 @@ class HeadPrograms(NamedTuple):
 # ------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=MAX_BLOCKS_IN_MEMORY)
 def block_programs(
   module: model.ConvBlock, inputs: Images | jax.ShapeDtypeStruct, batch_size: int
 ) -> BlockPrograms:
-  """Compiles the programs of a block, unless they are in memory.
+  """Compiles the programs of a block.
 
   Args:
     module: The block.
@@ -162,11 +161,10 @@ def block_programs(
   )
 
 
-@functools.lru_cache(maxsize=MAX_BLOCKS_IN_MEMORY)
 def head_programs(
   module: model.Classifier, inputs: jax.ShapeDtypeStruct, targets: Targets
 ) -> HeadPrograms:
-  """Compiles the programs of a classifier, unless they are in memory.
+  """Compiles the programs of a classifier.
 
   Args:
     module: The classifier.
@@ -206,6 +204,25 @@ def head_programs(
     params, inputs, targets, jax.ShapeDtypeStruct((), jnp.int32)
   )
   return HeadPrograms(train_lowered.compile(), infer_lowered.compile())
+
+
+# Those that this process may use: a study gives each worker its share.
+_NUM_CORES = (
+  len(os.sched_getaffinity(0))
+  if hasattr(os, 'sched_getaffinity')
+  else os.cpu_count() or 1
+)
+_COMPILERS = concurrent.futures.ThreadPoolExecutor(
+  _NUM_CORES, thread_name_prefix='compile'
+)
+
+
+@functools.lru_cache(maxsize=MAX_BLOCKS_IN_MEMORY)
+def _compiled(
+  compile_programs: Callable[..., Any], *arguments: Any
+) -> concurrent.futures.Future[Any]:
+  """Returns the programs to be, compiled in a thread unless they are in memory."""
+  return _COMPILERS.submit(compile_programs, *arguments)
 
 
 _SCALAR: Any = jax.ShapeDtypeStruct((), jnp.float32)
@@ -312,6 +329,14 @@ class Trainer:
     """Compiles a network's programs, in threads, unless they are in memory."""
     self._programs(genotype)
 
+  def compile_ahead(self, genotype: Genotype) -> None:
+    """Begins to compile a network's programs, and does not wait.
+
+    On a single core it would only delay what is computed now, so there it does not.
+    """
+    if _NUM_CORES > 1:
+      self._futures(genotype)
+
   def train(
     self,
     key: jax.Array,
@@ -398,14 +423,19 @@ class Trainer:
     return Images(self._pixels, self._mean, self._std, order, step)
 
   def _programs(self, genotype: Genotype) -> tuple[list[BlockPrograms], HeadPrograms]:
-    """Returns the programs of a network, compiling those not in memory."""
+    """Returns the programs of a network, once they are compiled."""
+    *blocks, head = [future.result() for future in self._futures(genotype)]
+    return blocks, head
+
+  def _futures(self, genotype: Genotype) -> list[concurrent.futures.Future[Any]]:
+    """Returns the programs of a network's blocks and of its classifier, to be."""
     inputs: Any = jax.tree.map(
       _struct, self._images(jnp.zeros(self._order_length, jnp.int32), self._zero_step)
     )
     labels: Any = _struct(self._labels)
     targets = Targets(labels, inputs.order, inputs.step, _SCALAR)
     _, height, width, _ = inputs.pixels.shape
-    layers = []
+    futures = []
     for block in genotype.blocks:
       # Evaluations are a hundredth of the work: in them XLA's own convolution gains
       # more by compiling three times faster than it loses by running slower.
@@ -414,19 +444,12 @@ class Trainer:
         dtype=self._dtype,
         conv_general_dilated=jax.lax.conv_general_dilated,
       )
-      layers.append((module, inputs, self.batch_size))
+      futures.append(_compiled(block_programs, module, inputs, self.batch_size))
       height, width = -(-height // block.stride), -(-width // block.stride)
       shape = (self.batch_size, height, width, block.filters)
       inputs = jax.ShapeDtypeStruct(shape, self._dtype)
-
-    futures = {layer: _COMPILERS.submit(block_programs, *layer) for layer in layers}
-    head = head_programs(model.Classifier(self.num_classes), inputs, targets)
-    return [futures[layer].result() for layer in layers], head
-
-
-_COMPILERS = concurrent.futures.ThreadPoolExecutor(
-  os.cpu_count(), thread_name_prefix='compile'
-)
+    classifier = model.Classifier(self.num_classes)
+    return [*futures, _compiled(head_programs, classifier, inputs, targets)]
 
 
 def _initial_opt_state(params: Any) -> Any:

@@ -277,3 +277,19 @@ def test_a_batch_larger_than_the_training_split_is_refused(tiny_config, tmp_path
   tiny_config.batch_size = 5000
   with pytest.raises(UserError, match=r'config\.batch_size: got 5000'):
     search.run(tiny_config, tmp_path / 'run')
+
+
+def test_the_next_child_is_among_those_compiled_ahead(
+  tiny_config, tmp_path, monkeypatch
+):
+  foreseen = []
+  monkeypatch.setattr(
+    training.Trainer, 'compile_ahead', lambda self, genotype: foreseen.append(genotype)
+  )
+  search.run(tiny_config, tmp_path / 'run')
+  children = [
+    records.genotype_from_json(event) for event in records.read_events(tmp_path / 'run')
+  ]
+  assert len(foreseen) == 2 * (len(children) - 1)
+  for index, child in enumerate(children[1:]):
+    assert child in foreseen[2 * index : 2 * index + 2]
