@@ -15,7 +15,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from lamarck_jax import command
+from lamarck_jax import command, signals
 from lamarck_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -62,6 +62,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise UserError(f'arguments: got {argv[1]!r}, want flags alone')
   config, workdir = _CONFIG.value, _WORKDIR.value or _default_workdir()
+  signals.install()
 
   # These import JAX, which --help needs not wait for.
   from lamarck_jax import compilation_cache, search
@@ -69,9 +70,9 @@ def main(argv: list[str]) -> None:
   compilation_cache.enable(_XLA_CACHE_DIR.value)
   try:
     result = search.run(config, workdir)
-  except KeyboardInterrupt:
+  except signals.Stopped as stopped:
     print(f'\nstopped; the same command again goes on from {workdir}', file=sys.stderr)
-    sys.exit(130)
+    sys.exit(stopped.status)
   _print_result(result, workdir)
 
 

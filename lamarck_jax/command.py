@@ -1,4 +1,7 @@
-"""What the command-line programs share: bad input is one line and exit status 2."""
+"""What the command-line programs share: flags, and errors that are one line.
+
+Bad input ends with exit status 2, files that cannot be written with 1.
+"""
 
 from collections.abc import Callable
 import logging
@@ -8,7 +11,7 @@ from typing import NoReturn
 from absl import app, flags
 
 from lamarck_jax import allocator
-from lamarck_jax.errors import UserError
+from lamarck_jax.errors import StorageError, UserError
 
 XLA_CACHE_DIR_HELP = (
   'Folder for compiled programs, for all searches together; empty for none;'
@@ -36,6 +39,9 @@ def run(
       main(argv)
     except UserError as error:
       _refuse(error)
+    except StorageError as error:
+      print(f'error: {error}', file=sys.stderr)
+      sys.exit(1)
 
   allocator.keep_freed_memory()
   given = any(arg.lstrip('-').split('=')[0] == 'config' for arg in sys.argv[1:])

@@ -44,6 +44,11 @@ def get_config(
   config.inheritance = 'lamarckian'  # Or 'none': all weights fresh.
   config.compute_dtype = 'float32'  # Or 'bfloat16': type inside the blocks.
 
+  # A candidate above a limit is recorded as failed and never becomes a parent.
+  config.max_parameters = config_dict.placeholder(int)  # None: no limit.
+  config.max_flops = config_dict.placeholder(int)  # To classify one example.
+  config.max_seconds_per_evaluation = config_dict.placeholder(float)
+
   config.niching = config_dict.ConfigDict()
   config.niching.rate = 0.1  # eta: chance to follow a child that is no better.
   config.niching.iterations = 5  # k: evaluations in a niche.
@@ -95,6 +100,11 @@ def validate(config: config_dict.ConfigDict) -> None:
   _number(config, 'learning_rate', above=0)
   _choice(config, 'inheritance', ('lamarckian', 'none'))
   _choice(config, 'compute_dtype', ('float32', 'bfloat16'))
+  for field in ('max_parameters', 'max_flops'):
+    if config[field] is not None:
+      _integer(config, field, 1)
+  if config.max_seconds_per_evaluation is not None:
+    _number(config, 'max_seconds_per_evaluation', above=0)
   _number(config, 'niching.rate', at_least=0, at_most=1)
   _integer(config, 'niching.iterations', 1)
 

@@ -1,5 +1,13 @@
-"""The error that a user can put right."""
+"""The errors that end a program with a line instead of a traceback."""
 
 
 class UserError(Exception):
   """Bad input; the message is one line, and a command ends with exit status 2."""
+
+
+class StorageError(Exception):
+  """Files cannot be written; one line, exit status 1. What was recorded is whole."""
+
+
+class DamagedError(UserError):
+  """A file of a run directory is not what was written."""

@@ -124,8 +124,8 @@ def ask(key: jax.Array, state: EvolutionState) -> Genotype:
     state: The state; it is left as it is.
 
   Returns:
-    The initial network first, later a mutant of `state.parent` that has not
-    been evaluated before.
+    The initial network first, drawn again while it cannot be evaluated; later a
+    mutant of `state.parent` that has not been evaluated before.
   """
   if state.parent is None:
     return genotype_lib.random_genotype(key, state.space)
@@ -133,7 +133,7 @@ def ask(key: jax.Array, state: EvolutionState) -> Genotype:
 
 
 def tell(
-  key: jax.Array, state: EvolutionState, child: Genotype, fitness: float
+  key: jax.Array, state: EvolutionState, child: Genotype, fitness: float | None
 ) -> EvolutionState:
   """Returns the state after an evaluation.
 
@@ -141,22 +141,28 @@ def tell(
     key: A JAX random key, used for this call alone.
     state: The state that `ask` was called with; it is left as it is.
     child: The genotype that `ask` returned.
-    fitness: Its validation accuracy.
+    fitness: Its validation accuracy; None if it could not be evaluated. Such a child
+      is never a parent, nor the start of a niche.
   """
-  individual = Individual(child, fitness, state.num_evaluations)
   parent, niche = state.parent, state.niche
+  individual = None
+  if fitness is not None:
+    individual = Individual(child, fitness, state.num_evaluations)
+  better = individual and (parent is None or individual.fitness > parent.fitness)
 
-  if parent is None:
+  if better:
     parent = individual
-  elif niche is None:
-    if fitness > parent.fitness:
-      parent = individual
-    elif genotype_lib.generator(key).random() < state.niching_rate:
+  if niche is None:
+    if (
+      individual
+      and not better
+      and genotype_lib.generator(key).random() < state.niching_rate
+    ):
+      assert parent is not None  # Or the child would be better.
       niche = Niche(origin=parent, iterations_left=state.niching_iterations)
       parent = individual
   else:
-    if fitness > parent.fitness:
-      parent = individual
+    assert parent is not None
     niche = dataclasses.replace(niche, iterations_left=niche.iterations_left - 1)
     if niche.iterations_left == 0:
       parent = parent if parent.fitness > niche.origin.fitness else niche.origin

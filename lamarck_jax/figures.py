@@ -101,14 +101,7 @@ def draw_accuracy(axes: Axes, study: Study, paper: bool = False) -> None:
         color=style.color,
         alpha=0.35,
       )
-    axes.plot(
-      grid,
-      curves.mean(axis=0),
-      linestyle=style.linestyle,
-      linewidth=2,
-      color=style.color,
-      label=label(setting),
-    )
+    _draw_mean(axes, grid, curves, setting, style)
     offset = (index - (len(study.settings) - 1) / 2) * 0.022 * budget
     for epochs in study.checkpoint_epochs:
       summary = statistics.summarise(setting.test_accuracies(epochs))
@@ -124,17 +117,48 @@ def draw_accuracy(axes: Axes, study: Study, paper: bool = False) -> None:
           x = row['epochs'] / _PAPER_BUDGET_EPOCHS * budget + offset
           mean, std = row['mean'] / 100, row['std'] / 100
           _draw_box(axes, x, mean, std, style, hollow=True)
-  axes.plot([], [], 's', color='0.4', markersize=7, label='test, mean and std')
+  example: dict[str, Any] = {
+    'fmt': 'o',
+    'color': 'black',
+    'markersize': 7,
+    'capsize': 4,
+  }
+  axes.errorbar([], [], [], **example, label='test accuracy, mean ± std')
   if paper and study.dataset in {row['dataset'] for row in paper_table_1()}:
-    axes.plot(
-      [], [], 's', color='0.4', markersize=7, fillstyle='none', label="the paper's test"
-    )
+    axes.errorbar([], [], [], **example, fillstyle='none', label="the paper's")
   axes.set_xlim(0, budget * 1.06)
   axes.set_xlabel('training epochs used by the search')
   axes.set_ylabel('accuracy')
-  axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+  axes.yaxis.set_major_formatter(PercentFormatter(1))
+  _finish(axes)
+
+
+def _draw_mean(
+  axes: Axes, grid: list[int], curves: np.ndarray, setting: Setting, style: _Style
+) -> None:
+  axes.plot(
+    grid,
+    curves.mean(axis=0),
+    linestyle=style.linestyle,
+    linewidth=2,
+    marker=style.marker,
+    markersize=5,
+    markevery=max(1, len(grid) // 12),
+    color=style.color,
+    label=label(setting),
+  )
+
+
+def _finish(axes: Axes) -> None:
   axes.grid(alpha=0.25)
-  axes.legend(loc='lower right', fontsize='small')
+  # Above the axes, where it hides nothing.
+  axes.legend(
+    loc='lower center',
+    bbox_to_anchor=(0.5, 1),
+    ncols=2,
+    frameon=False,
+    fontsize='small',
+  )
 
 
 def _draw_box(
@@ -144,7 +168,7 @@ def _draw_box(
     x,
     mean,
     yerr=None if np.isnan(std) else std,
-    fmt='s',
+    fmt=style.marker,
     markersize=7,
     markerfacecolor='white' if hollow else style.color,
     markeredgecolor=style.color if hollow else 'black',
@@ -167,22 +191,12 @@ def draw_num_blocks(axes: Axes, study: Study) -> None:
       continue
     style = _STYLES[index % len(_STYLES)]
     grid, curves = _curves(setting, 'best_num_blocks')
-    axes.plot(
-      grid,
-      curves.mean(axis=0),
-      linestyle=style.linestyle,
-      marker=style.marker,
-      markersize=4,
-      linewidth=2,
-      color=style.color,
-      label=label(setting),
-    )
+    _draw_mean(axes, grid, curves, setting, style)
   axes.set_xlim(0, study.budget_epochs * 1.02)
   axes.set_ylim(bottom=0)
   axes.set_xlabel('training epochs used by the search')
   axes.set_ylabel('blocks of the best network, mean')
-  axes.grid(alpha=0.25)
-  axes.legend(loc='lower right', fontsize='small')
+  _finish(axes)
 
 
 def _curves(setting: Setting, name: str) -> tuple[list[int], np.ndarray]:

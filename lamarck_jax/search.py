@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import enum
 import functools
+import math
 import os
 import time
 from typing import Any
@@ -23,7 +24,7 @@ from lamarck_jax import (
   records,
 )
 from lamarck_jax import config as config_lib
-from lamarck_jax.errors import UserError
+from lamarck_jax.errors import DamagedError, UserError
 from lamarck_jax.evolution import EvolutionState, Individual
 from lamarck_jax.genotype import Genotype, SearchSpace
 from lamarck_jax.model import Variables
@@ -71,7 +72,7 @@ class SearchState:
   evolution: EvolutionState
   checkpoints: dict[int, Individual | None]
 
-  def tell(self, child: Genotype, fitness: float) -> 'SearchState':
+  def tell(self, child: Genotype, fitness: float | None) -> 'SearchState':
     """Returns the state after an evaluation, as `evolution.tell` does."""
     key = random_key(self.seed, self.evolution.num_evaluations, Purpose.NICHING)
     state = evolution.tell(key, self.evolution, child, fitness)
@@ -135,14 +136,17 @@ def run(
     The content of `result.json`.
 
   Raises:
-    UserError: If the configuration, the directory or the data set is unfit.
+    UserError: If the configuration, the directory or the data set is unfit, or another
+      process is in the directory.
+    StorageError: If the directory cannot be written any more.
   """
   config_lib.validate(config)
-  directory = records.RunDirectory(workdir, config.to_dict())
-  result = directory.read_result()
-  if result is not None:
+  if records.read_result(workdir) is not None:
+    result = records.RunDirectory(workdir, config.to_dict()).read_result()
+    assert result is not None
     logging.info('%s holds a finished search', workdir)
     return result
+  records.check(workdir, config.to_dict())
 
   dataset = datasets.load(**config.dataset)
   if len(dataset.train.labels) < config.batch_size:
@@ -153,20 +157,25 @@ def run(
   trainer = Trainer(
     dataset, batch_size=config.batch_size, compute_dtype=config.compute_dtype
   )
+  with records.locked(workdir):
+    directory = records.RunDirectory(workdir, config.to_dict())
+    return _run(config, directory, trainer, on_event)
 
+
+def _run(
+  config: config_dict.ConfigDict,
+  directory: records.RunDirectory,
+  trainer: Trainer,
+  on_event: Callable[[Event], None] | None,
+) -> dict[str, Any]:
+  """Runs a search in a directory that no other process uses; see `run`."""
   # Restore ------------------------------------------------------------------
-  state = initial_state(config)
-  events = directory.read_events()
-  for event in events:
-    state = state.tell(records.genotype_from_json(event), event['fitness'])
+  state, living, events = _restore(config, directory, trainer)
   directory.keep_weights(state.needed)
   if events:
-    logging.info('going on after %d evaluations in %s', len(events), workdir)
+    logging.info('going on after %d evaluations in %s', len(events), directory.path)
 
   # Search -------------------------------------------------------------------
-  living: dict[int, Variables] = {
-    number: directory.read_weights(number) for number in state.living
-  }
   with Progress(config.budget_epochs, state.evolution.epochs_used) as progress:
     while not state.evolution.done:
       state, living, event = _evaluate(
@@ -178,7 +187,11 @@ def run(
 
   # Complete -----------------------------------------------------------------
   best = state.evolution.best
-  assert best is not None
+  if best is None:
+    raise UserError(
+      f'search: none of {len(events)} networks could be evaluated; the last:'
+      f' {events[-1]["failure"]}'
+    )
   result = {
     'best': {
       'evaluation': best.evaluation,
@@ -201,6 +214,49 @@ def run(
       result['checkpoints'].append({'epochs': budget, **outcome})
   directory.write_result(result)
   return result
+
+
+def _restore(
+  config: config_dict.ConfigDict, directory: records.RunDirectory, trainer: Trainer
+) -> tuple[SearchState, dict[int, Variables], list[Event]]:
+  """Reads how far a search has come.
+
+  Where weights that are needed are damaged, the search goes back to the last event for
+  which they are not, and repeats what followed.
+
+  Returns:
+    The state, the variables of the individuals that can have children, the events.
+  """
+  events = directory.read_events()
+  states = [initial_state(config)]
+  for event in events:
+    fitness = None if event.get('failure') else event['fitness']
+    states.append(states[-1].tell(records.genotype_from_json(event), fitness))
+
+  @functools.cache
+  def read(number: int) -> Variables:
+    variables = directory.read_weights(number)
+    genotype = records.genotype_from_json(events[number])
+    model.check_variables(
+      variables, genotype, trainer.image_shape[-1], trainer.num_classes
+    )
+    return variables
+
+  damage = ''
+  for count in reversed(range(len(states))):
+    try:
+      needed = {number: read(number) for number in states[count].needed}
+      break
+    except (DamagedError, ValueError) as error:
+      damage = damage or str(error)
+  if damage:
+    logging.warning(
+      '%s; going back from evaluation %d to %d', damage, len(events), count
+    )
+    directory.keep_events(count)
+  state = states[count]
+  living = {number: needed[number] for number in state.living}
+  return state, living, events[:count]
 
 
 def _evaluate(
@@ -229,34 +285,43 @@ def _evaluate(
   stopwatch = _Stopwatch()
 
   child = evolution.ask(key(Purpose.MUTATION), state.evolution)
-  if parent is None:
-    variables = model.init_variables(
-      key(Purpose.INITIALISATION), child, trainer.image_shape[-1], trainer.num_classes
-    )
-  else:
-    variables = inheritance.inherit(
-      key(Purpose.INITIALISATION),
-      parent.genotype,
-      living[parent.evaluation],
-      child,
-      config.inheritance,
-    )
-  stopwatch.lap('mutate')
+  network_flops = flops.network_flops(child, trainer.image_shape, trainer.num_classes)
+  variables: Variables = {}
+  fitness = failure = None
+  try:
+    _check_limits(config, child, network_flops, trainer)
+    if parent is None:
+      variables = model.init_variables(
+        key(Purpose.INITIALISATION), child, trainer.image_shape[-1], trainer.num_classes
+      )
+    else:
+      variables = inheritance.inherit(
+        key(Purpose.INITIALISATION),
+        parent.genotype,
+        living[parent.evaluation],
+        child,
+        config.inheritance,
+      )
+    stopwatch.lap('mutate')
 
-  progress.training(evaluation, child)
-  trainer.compile(child)
-  stopwatch.lap('compile')
-  _compile_ahead(state, child, trainer)
-  variables = trainer.train(
-    key(Purpose.TRAINING),
-    child,
-    variables,
-    [config.learning_rate] * config.epochs_per_evaluation,
-    on_epoch=lambda epoch, loss: progress.epoch(),
-  )
-  stopwatch.lap('train')
-  fitness = trainer.accuracy(child, variables, 'validation')
-  stopwatch.lap('evaluate')
+    progress.training(evaluation, child)
+    trainer.compile(child)
+    stopwatch.lap('compile')
+    _compile_ahead(state, child, trainer)
+    variables = trainer.train(
+      key(Purpose.TRAINING),
+      child,
+      variables,
+      [config.learning_rate] * config.epochs_per_evaluation,
+      on_epoch=functools.partial(_check_epoch, config, stopwatch, progress),
+    )
+    stopwatch.lap('train')
+    fitness = trainer.accuracy(child, variables, 'validation')
+    stopwatch.lap('evaluate')
+  except (_CandidateError, jax.errors.JaxRuntimeError, MemoryError) as error:
+    trainer.check_device()
+    failure = ' '.join(f'{error}'.split())[:500] or type(error).__name__
+    logging.warning('evaluation %d of %s failed: %s', evaluation, child, failure)
 
   niche = state.evolution.niche
   state = state.tell(child, fitness)
@@ -266,27 +331,56 @@ def _evaluate(
 
   examples = config.epochs_per_evaluation * trainer.examples_per_epoch
   best = state.evolution.best
-  assert best is not None
   event = {
     'evaluation': evaluation,
     **records.genotype_to_json(child),
     'parent': parent.evaluation if parent else None,
     'mutation': mutation.describe(parent.genotype, child) if parent else [],
-    'fitness': fitness,
-    'accepted': parent is None or fitness > parent.fitness,
+    'fitness': fitness or 0.0,
+    'failure': failure,
+    'accepted': fitness is not None and (parent is None or fitness > parent.fitness),
     'niche': niche.origin.evaluation if niche else None,
     'epochs_used': state.evolution.epochs_used,
-    'flops': examples
-    * flops.network_flops(child, trainer.image_shape, trainer.num_classes),
+    'flops': examples * network_flops,
     'seconds': stopwatch.seconds,
-    'best_fitness': best.fitness,
+    'best_fitness': best.fitness if best else 0.0,
   }
   directory.append_event(event)
   directory.keep_weights(state.needed)
-  progress.evaluated(event, child, examples / stopwatch.seconds['train'])
+  progress.evaluated(event, child, examples / stopwatch.seconds.get('train', math.inf))
 
   candidates = {**living, evaluation: variables}
   return state, {number: candidates[number] for number in state.living}, event
+
+
+class _CandidateError(Exception):
+  """A candidate is above a limit, or its training diverged."""
+
+
+def _check_limits(
+  config: config_dict.ConfigDict, child: Genotype, network_flops: int, trainer: Trainer
+) -> None:
+  """Raises _CandidateError if a child is larger than the configuration allows."""
+  parameters = model.num_parameters(child, trainer.image_shape[-1], trainer.num_classes)
+  for name, value in (('max_parameters', parameters), ('max_flops', network_flops)):
+    if config[name] is not None and value > config[name]:
+      raise _CandidateError(f'{value} is above {name}, {config[name]}')
+
+
+def _check_epoch(
+  config: config_dict.ConfigDict,
+  stopwatch: '_Stopwatch',
+  progress: Progress,
+  epoch: int,
+  loss: float,
+) -> None:
+  """Raises _CandidateError after an epoch that went wrong, or took too long."""
+  progress.epoch()
+  if not math.isfinite(loss):
+    raise _CandidateError(f'the loss of epoch {epoch + 1} is {loss}')
+  limit = config.max_seconds_per_evaluation
+  if limit is not None and stopwatch.elapsed > limit:
+    raise _CandidateError(f'it takes longer than max_seconds_per_evaluation, {limit}')
 
 
 def _compile_ahead(state: SearchState, child: Genotype, trainer: Trainer) -> None:
@@ -316,8 +410,13 @@ class _Stopwatch:
   """
 
   def __init__(self) -> None:
-    self._last = time.monotonic()
+    self._start = self._last = time.monotonic()
     self.seconds = {'total': 0.0}
+
+  @property
+  def elapsed(self) -> float:
+    """Seconds since the start."""
+    return time.monotonic() - self._start
 
   def lap(self, phase: str) -> None:
     """Ends a phase."""

@@ -12,7 +12,6 @@ fails is named at the end and the others go on. At the end stand DIR/results.jso
 
 from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
-import json
 import os
 import pathlib
 import signal
@@ -75,6 +74,7 @@ def run(
         deaths[task] = epochs, count
         if count < MAX_FRUITLESS_DEATHS:
           logging.warning('the worker of %s died; it goes on', task.name)
+          records.break_lock(task.workdir)  # It may have been on another machine.
           waiting.insert(0, task)
           continue
         reason = ' '.join(
@@ -111,6 +111,8 @@ def make_tasks(
   Raises:
     UserError: If a configuration is impossible, or a directory holds another run.
   """
+  if not settings:
+    raise UserError('settings: got none, want names such as lamarckian,baseline_1')
   # A worker on another node has another current directory.
   root = pathlib.Path(workdir).absolute()
   configs = {name: _load_config(config_file, name) for name in settings}
@@ -125,7 +127,7 @@ def make_tasks(
       log = root / 'logs' / f'{setting}-seed{config.seed}.log'
       tasks.append(Task(setting, config.seed, config, path, log, xla_cache_dir))
   for task in tasks:
-    _refuse_another_run(task)
+    records.check(task.workdir, task.config.to_dict())
   return tasks
 
 
@@ -137,18 +139,6 @@ def _load_config(config_file: str, setting: str) -> config_dict.ConfigDict:
   if config.setting != setting:
     raise UserError(f'settings: got {setting!r}, which {config_file} does not know')
   return config
-
-
-def _refuse_another_run(task: Task) -> None:
-  if not (task.workdir / 'config.json').exists():
-    return
-  config = json.loads(json.dumps(task.config.to_dict()))
-  differing = config_lib.differing_fields(config, records.read_config(task.workdir))
-  if differing:
-    raise UserError(
-      f'workdir: {task.workdir} holds a run with another config: it differs in '
-      + ', '.join(differing)
-    )
 
 
 class _Progress:

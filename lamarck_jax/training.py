@@ -329,6 +329,10 @@ class Trainer:
     """Compiles a network's programs, in threads, unless they are in memory."""
     self._programs(genotype)
 
+  def check_device(self) -> None:
+    """Raises JAX's error if the device computes nothing any more."""
+    (self._zero_total + 1).block_until_ready()
+
   def compile_ahead(self, genotype: Genotype) -> None:
     """Begins to compile a network's programs, and does not wait.
 
@@ -424,7 +428,12 @@ class Trainer:
 
   def _programs(self, genotype: Genotype) -> tuple[list[BlockPrograms], HeadPrograms]:
     """Returns the programs of a network, once they are compiled."""
-    *blocks, head = [future.result() for future in self._futures(genotype)]
+    try:
+      *blocks, head = [future.result() for future in self._futures(genotype)]
+    except (jax.errors.JaxRuntimeError, MemoryError):
+      # Compiled ahead it may have failed for want of memory; now it gets all there is.
+      _compiled.cache_clear()
+      *blocks, head = [future.result() for future in self._futures(genotype)]
     return blocks, head
 
   def _futures(self, genotype: Genotype) -> list[concurrent.futures.Future[Any]]:

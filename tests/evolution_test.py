@@ -300,3 +300,41 @@ def test_ask_gives_the_initial_network_first_then_what_nobody_evaluated():
   assert first.genotype.blocks[0].stride == 1
   # Every child was new, or the history would be smaller.
   assert [len(state.history) for state in states] == list(range(31))
+
+
+def test_a_child_that_could_not_be_evaluated_is_no_parent_and_opens_no_niche():
+  state = evolution.init(
+    _SPACE, budget_epochs=100, epochs_per_evaluation=4, niching_rate=1.0
+  )
+  first = Genotype.parse('16c3')
+  failed_first = evolution.tell(_tell_key(0, 0), state, first, None)
+  assert failed_first.parent is None
+  assert failed_first.best is None
+  assert failed_first.epochs_used == 4
+  assert first in failed_first.history
+
+  state = evolution.tell(_tell_key(0, 0), state, first, 0.5)
+  after = evolution.tell(_tell_key(0, 0), state, Genotype.parse('32c3'), None)
+  assert after.parent == state.parent
+  assert after.niche is None
+  assert (after.num_evaluations, after.epochs_used) == (2, 8)
+
+
+def test_a_failure_inside_a_niche_counts_as_one_of_its_iterations():
+  state = evolution.init(
+    _SPACE,
+    budget_epochs=100,
+    epochs_per_evaluation=4,
+    niching_rate=1.0,
+    niching_iterations=2,
+  )
+  state = evolution.tell(_tell_key(0, 0), state, Genotype.parse('16c3'), 0.5)
+  state = evolution.tell(_tell_key(0, 0), state, Genotype.parse('32c3'), 0.4)
+  assert state.niche is not None
+  state = evolution.tell(_tell_key(0, 0), state, Genotype.parse('32c5'), None)
+  assert state.niche is not None
+  assert state.niche.iterations_left == 1
+  state = evolution.tell(_tell_key(0, 0), state, Genotype.parse('64c5'), None)
+  assert state.niche is None
+  assert state.parent is not None
+  assert state.parent.fitness == 0.5

@@ -1,0 +1,217 @@
+"""Every bad input ends in one line that names it, with exit status 2, and no traces.
+
+The programs run as a user starts them. A process that has imported all they need forks
+for each input, so that a hundred of them take seconds.
+"""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+STORED = ROOT / 'tests' / 'testdata' / 'run_format_2'
+
+# Runs each program of a list in a process of its own.
+_DRIVER = """
+import json, os, runpy, sys
+import jax, matplotlib.figure, scipy.stats, tensorflow_datasets
+from lamarck_jax import datasets, search
+for arguments, log in json.load(sys.stdin):
+  child = os.fork()
+  if not child:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = arguments
+    status = 70
+    try:
+      if arguments[0].endswith('.py'):
+        runpy.run_path(arguments[0], run_name='__main__')
+      else:
+        runpy.run_module(arguments[0], run_name='__main__', alter_sys=True)
+    except SystemExit as error:
+      status = error.code or 0
+    except BaseException:
+      import traceback
+      traceback.print_exc()
+    os._exit(status)
+  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+# Program, flags and what the line must name. DIR is a directory of its own.
+_SEARCH, _STUDY = 'run_evolution.py', 'lamarck_jax.study'
+_FIELDS = {
+  'setting': [''],
+  'seed': ['-1', '1.5', 'abc', '99999999999'],
+  'budget_epochs': ['0', 'None', '1e3'],
+  'epochs_per_evaluation': ['0', '65'],
+  'batch_size': ['1', '-5', '1.5'],
+  'learning_rate': ['0', '-0.1', 'nan', 'fast'],
+  'inheritance': ['darwin', ''],
+  'compute_dtype': ['float64'],
+  'max_parameters': ['0', 'many'],
+  'max_flops': ['-1'],
+  'max_seconds_per_evaluation': ['0', '-2'],
+  'niching.rate': ['2', '-0.5', 'nan'],
+  'niching.iterations': ['0'],
+  'search_space.filters': ['()', '(32,16)', '(0,8)', '(8,8)'],
+  'search_space.kernel_sizes': ['(2,)', '()'],
+  'search_space.strides': ['(2,)'],
+  'search_space.max_downsampling': ['-1'],
+  'dataset.name': ['', 'no_such_data_set'],
+  'dataset.num_train': ['0', '5', '1000000'],
+  'dataset.num_validation': ['0', '1000000'],
+  'dataset.image_size': ['0', '-3'],
+  'checkpoint_epochs': ['(0,)', '(64,32)'],
+  'completion.enabled': ['maybe'],
+  'completion.epochs': ['()', '(20,10)'],
+  'completion.learning_rates': ['(1e-3,)', '(0,0,0)'],
+}
+_CASES = [
+  (_SEARCH, [f'--config.{field}={value}'], field.split('.')[-1])
+  for field, values in _FIELDS.items()
+  for value in values
+]
+_CASES += [
+  (_SEARCH, ['--unknown=1'], 'unknown'),
+  (_SEARCH, ['stray'], 'stray'),
+  (_SEARCH, ['--config=nowhere.py'], 'nowhere.py'),
+  (_SEARCH, ['--config=DIR/broken.py'], 'broken.py'),
+  (_SEARCH, ['--config=DIR/empty.py'], 'get_config'),
+  (_SEARCH, ['--config=configs/digits.py:baseline_3'], 'baseline_3'),
+  (_SEARCH, ['--config.seeed=1'], 'seeed'),
+  (_SEARCH, ['--config.niching=3'], 'niching'),
+  (_SEARCH, ['--workdir=DIR/file'], 'DIR/file'),
+  (_SEARCH, ['--workdir=DIR/file/below'], 'DIR/file'),
+  (_SEARCH, ['--workdir=/proc/run'], '/proc/run'),
+  (_SEARCH, ['--workdir=DIR/other_files'], 'DIR/other_files'),
+  (_SEARCH, ['--workdir=DIR/stored'], 'budget_epochs'),
+  (_SEARCH, ['--workdir=DIR/future'], 'DIR/future/config.json'),
+  (_SEARCH, ['--workdir=DIR/no_json'], 'DIR/no_json/config.json'),
+  (_SEARCH, ['--workdir=DIR/locked'], 'process 1234 on elsewhere'),
+  (
+    _SEARCH,
+    ['--config=configs/fashion_mnist.py', '--config.dataset.data_dir=DIR/data']
+    + ['--config.dataset.manual_dir=DIR/nowhere'],
+    'DIR/nowhere',
+  ),
+  (
+    _SEARCH,
+    ['--config=configs/fashion_mnist.py', '--config.dataset.data_dir=DIR/data']
+    + ['--config.dataset.manual_dir=DIR/archives'],
+    'DIR/archives',
+  ),
+  (
+    _SEARCH,
+    ['--config=configs/cifar10.py', '--config.dataset.data_dir=DIR/data']
+    + ['--config.dataset.manual_dir=DIR/archives'],
+    'cifar-10-binary.tar.gz',
+  ),
+  (_STUDY, ['--config=configs/digits.py', '--workdir='], 'workdir'),
+  (_STUDY, ['--workdir=DIR/study'], 'config'),
+  (_STUDY, ['--config=configs/digits.py', '--workdir=DIR/file'], 'DIR/file'),
+  *(
+    (_STUDY, ['--config=configs/digits.py', '--workdir=DIR/study', flag], named)
+    for flag, named in [
+      ('--num_seeds=0', 'num_seeds'),
+      ('--num_workers=0', 'num_workers'),
+      ('--engine=slurm', 'engine'),
+      ('--settings=lamarckian,baseline_9', 'baseline_9'),
+      ('--settings=', 'settings'),
+      ('--cpus_per_run=0', 'cpus_per_run'),
+      ('--config.batch_size=0', 'config.batch_size'),
+    ]
+  ),
+  ('lamarck_jax.statistics', [], 'arguments'),
+  ('lamarck_jax.statistics', ['DIR/nowhere'], 'DIR/nowhere'),
+  ('lamarck_jax.figures', ['DIR/other_files'], 'DIR/other_files'),
+  ('lamarck_jax.figures', ['DIR/no_json'], 'DIR/no_json'),
+]
+
+
+def _prepare(path: pathlib.Path) -> None:
+  """Makes the files that the cases speak of."""
+  for name in ('other_files', 'no_json', 'archives', 'data', 'locked'):
+    (path / name).mkdir(parents=True)
+  (path / 'file').write_text('')
+  (path / 'other_files' / 'thesis.tex').write_text('')
+  (path / 'broken.py').write_text('def get_config(:\n')
+  (path / 'empty.py').write_text('')
+  (path / 'no_json' / 'config.json').write_text('{')
+  (path / 'no_json' / 'results.json').write_text('[')
+  for name in ('stored', 'future'):
+    shutil.copytree(STORED, path / name)
+    (path / name / 'result.json').unlink()
+  content = json.loads((path / 'future' / 'config.json').read_text())
+  (path / 'future' / 'config.json').write_text(
+    json.dumps({**content, 'format_version': 99})
+  )
+  (path / 'locked' / '.lock').write_text('1234\nelsewhere\n')
+  for name in ('train-images', 'train-labels', 't10k-images', 't10k-labels'):
+    dimensions = 'idx3' if 'images' in name else 'idx1'
+    idx = path / 'archives' / f'{name}-{dimensions}-ubyte.gz'
+    idx.write_bytes(b'not a gzip file')
+  with tarfile.open(path / 'archives' / 'cifar-10-binary.tar.gz', 'w:gz') as archive:
+    archive.add(path / 'file', '../outside')
+
+
+def _files(path: pathlib.Path) -> dict[str, bytes]:
+  return {
+    str(file.relative_to(path)): file.read_bytes()
+    for file in path.rglob('*')
+    if file.is_file()
+  }
+
+
+@pytest.fixture(scope='module')
+def outcomes(tmp_path_factory):
+  """Directory, exit status, output, and files before and after, of every case."""
+  root = tmp_path_factory.mktemp('bad')
+  programs, before = [], []
+  for index, (program, flags, _) in enumerate(_CASES):
+    path = root / str(index)
+    _prepare(path)
+    before.append(_files(path))
+    arguments = [flag.replace('DIR', str(path)) for flag in flags]
+    if program == _SEARCH and not any('--workdir' in flag for flag in flags):
+      arguments.append(f'--workdir={path / "run"}')
+    programs.append(([program, *arguments], str(root / f'{index}.log')))
+  driver = subprocess.run(
+    [sys.executable, '-c', _DRIVER],
+    input=json.dumps(programs),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=400,
+    check=True,
+  )
+  statuses = list(map(int, driver.stdout.split()))
+  assert len(statuses) == len(_CASES)
+  return [
+    (root / str(index), status, (root / f'{index}.log').read_text(), before[index])
+    for index, status in enumerate(statuses)
+  ]
+
+
+def test_there_are_at_least_sixty_bad_inputs():
+  assert len(_CASES) >= 60
+
+
+@pytest.mark.parametrize(
+  'index',
+  range(len(_CASES)),
+  ids=[' '.join([program, *flags]) for program, flags, _ in _CASES],
+)
+def test_a_bad_input_is_refused_in_one_line(outcomes, index):
+  path, status, output, before = outcomes[index]
+  named = _CASES[index][2].replace('DIR', str(path))
+  assert status == 2, output
+  assert 'Traceback' not in output
+  assert len(output.strip().splitlines()) == 1, output
+  assert named in output
+  assert _files(path) == before

@@ -1,0 +1,350 @@
+"""What goes wrong does not end a search, or ends it so that it can go on."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from lamarck_jax import evolution, model, records, search
+from lamarck_jax.errors import StorageError, UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def read_events(workdir) -> list[dict]:
+  return [{**event, 'seconds': None} for event in records.read_events(workdir)]
+
+
+class StoppedError(Exception):
+  pass
+
+
+def run_until(config, workdir, evaluation) -> None:
+  """Runs a search that is stopped after an evaluation."""
+
+  def stop(event):
+    if event['evaluation'] == evaluation:
+      raise StoppedError
+
+  with pytest.raises(StoppedError):
+    search.run(config, workdir, stop)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+  """Events of a search of a configuration that ran through."""
+  cache = {}
+
+  def get(config):
+    key = config.to_json_best_effort()
+    if key not in cache:
+      cache[key] = tmp_path_factory.mktemp('undisturbed')
+      search.run(config, cache[key])
+    return read_events(cache[key])
+
+  return get
+
+
+# ------------------------------------------------------------------------------
+# Bad candidates
+# ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('limit', 'value'), [('max_parameters', 300), ('max_flops', 40000)]
+)
+def test_a_candidate_above_a_limit_is_recorded_and_is_no_parent(
+  tiny_config, tmp_path, undisturbed, limit, value
+):
+  tiny_config[limit] = value
+  tiny_config.completion.enabled = False
+  events = undisturbed(tiny_config)
+  failed = [event for event in events if event['failure']]
+  assert 0 < len(failed) < len(events) == 8
+  for event in failed:
+    assert f'is above {limit}, {value}' in event['failure']
+    assert event['fitness'] == 0
+    assert not event['accepted']
+  numbers = {event['evaluation'] for event in failed}
+  assert numbers.isdisjoint(event['parent'] for event in events)
+  assert [event['epochs_used'] for event in events] == list(range(1, 9))
+
+  run_until(tiny_config, tmp_path / 'run', failed[0]['evaluation'])
+  search.run(tiny_config, tmp_path / 'run')
+  assert read_events(tmp_path / 'run') == events
+
+
+def test_a_candidate_that_takes_too_long_is_recorded(tiny_config, tmp_path):
+  tiny_config.max_seconds_per_evaluation = 1e-9
+  with pytest.raises(UserError, match='none of 8 networks could be evaluated'):
+    search.run(tiny_config, tmp_path)
+  events = read_events(tmp_path)
+  assert len(events) == 8
+  assert all('max_seconds_per_evaluation' in event['failure'] for event in events)
+
+
+def test_a_loss_that_is_not_finite_is_recorded(tiny_config, tmp_path):
+  tiny_config.learning_rate = 1e38
+  with pytest.raises(UserError, match='the loss of epoch 1 is'):
+    search.run(tiny_config, tmp_path)
+  assert all(event['fitness'] == 0 for event in read_events(tmp_path))
+
+
+def test_a_search_survives_candidates_that_run_out_of_memory(tmp_path):
+  """Under a real limit: a network of 20,000 filters has no place in it."""
+  program = textwrap.dedent("""
+    import resource, sys
+    import jax
+    from lamarck_jax import config, search
+    config = config.get_config()
+    config.dataset.name = 'digits'
+    config.dataset.num_train = 96
+    config.dataset.num_validation = 50
+    config.budget_epochs = 8
+    config.epochs_per_evaluation = 1
+    config.batch_size = 96
+    config.search_space.filters = (4, 20000)
+    config.search_space.kernel_sizes = (1, 3)
+    config.completion.enabled = False
+    jax.numpy.zeros(3).block_until_ready()
+    pages = int(open('/proc/self/statm').read().split()[0])
+    limit = pages * resource.getpagesize() + 1500 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    search.run(config, sys.argv[1])
+  """)
+  subprocess.run(
+    [sys.executable, '-c', program, str(tmp_path / 'run')],
+    cwd=ROOT,
+    check=True,
+    capture_output=True,
+    timeout=240,
+  )
+  events = read_events(tmp_path / 'run')
+  assert len(events) == 8
+  failures = [event['failure'] for event in events if event['failure']]
+  assert any('ut of memory' in reason or 'llocat' in reason for reason in failures)
+  assert len(failures) < 8
+  assert records.read_result(tmp_path / 'run')['best']['fitness'] > 0
+
+
+def test_a_device_that_computes_nothing_any_more_ends_the_search(
+  tiny_config, tmp_path, monkeypatch
+):
+  """Or every candidate to come would be recorded as failed."""
+  run_until(tiny_config, tmp_path / 'run', 2)
+
+  def fail(*_args, **_kwargs):
+    raise MemoryError('lost')
+
+  monkeypatch.setattr(search.Trainer, 'train', fail)
+  monkeypatch.setattr(search.Trainer, 'check_device', fail)
+  with pytest.raises(MemoryError):
+    search.run(tiny_config, tmp_path / 'run')
+  assert len(read_events(tmp_path / 'run')) == 3
+
+
+# ------------------------------------------------------------------------------
+# Damaged and full directories
+# ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('how', ['flipped', 'cut', 'gone', 'of another network'])
+def test_damaged_weights_send_the_search_back_to_the_same_end(
+  tiny_config, tmp_path, undisturbed, how, caplog
+):
+  workdir = tmp_path / 'run'
+  run_until(tiny_config, workdir, 6)
+  path = max((workdir / 'weights').iterdir())
+  content = bytearray(path.read_bytes())
+  if how == 'flipped':
+    content[-1] ^= 1
+    path.write_bytes(content)
+  elif how == 'cut':
+    path.write_bytes(content[:-40])
+  elif how == 'gone':
+    path.unlink()
+  else:
+    other = model.init_variables(
+      search.random_key(0, 0, search.Purpose.TRAINING),
+      evolution.Genotype.parse('4c5 4c5 4c5'),
+      1,
+      10,
+    )
+    directory = records.RunDirectory(workdir, tiny_config.to_dict())
+    directory.write_weights(int(path.stem), other)
+  search.run(tiny_config, workdir)
+  assert 'going back from evaluation 7' in caplog.text
+  assert read_events(workdir) == undisturbed(tiny_config)
+
+
+def test_a_search_whose_disk_is_full_goes_on_once_there_is_room(
+  tiny_config, tmp_path, undisturbed, monkeypatch
+):
+  workdir = tmp_path / 'run'
+  write, count = os.write, 0
+
+  def full(descriptor, content):
+    nonlocal count
+    count += 1
+    if count > 9:
+      raise OSError(28, 'No space left on device')
+    return write(descriptor, content)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(records.os, 'write', full)
+    with pytest.raises(StorageError, match='No space left on device'):
+      search.run(tiny_config, workdir)
+  recorded = read_events(workdir)
+  assert 0 < len(recorded) < 8
+  search.run(tiny_config, workdir)
+  assert read_events(workdir) == undisturbed(tiny_config)
+  assert read_events(workdir)[: len(recorded)] == recorded
+
+
+def test_a_directory_that_vanishes_ends_the_search_in_one_line(tiny_config, tmp_path):
+  workdir = tmp_path / 'run'
+  with pytest.raises(StorageError, match='No such file or directory'):
+    search.run(tiny_config, workdir, lambda event: shutil.rmtree(workdir))
+
+
+@pytest.mark.parametrize('version', [1, 2])
+def test_a_run_directory_of_every_format_loads_and_goes_on(tmp_path, version):
+  stored = ROOT / 'tests' / 'testdata' / f'run_format_{version}'
+  shutil.copytree(stored, tmp_path / 'run')
+  (tmp_path / 'run' / 'result.json').unlink()
+  path = tmp_path / 'run' / 'events.jsonl'
+  lines = path.read_bytes().splitlines(keepends=True)
+  path.write_bytes(b''.join(lines[:-1]) + lines[-1][:20])
+
+  from lamarck_jax import config as config_lib
+
+  config = config_lib.get_config()
+  with config.unlocked():
+    config.update(records.read_config(stored))
+  result = search.run(config, tmp_path / 'run')
+  expected = records.read_result(stored)
+  assert result['num_evaluations'] == expected['num_evaluations'] == 4
+  assert result['best']['genotype'] == expected['best']['genotype']
+
+
+# ------------------------------------------------------------------------------
+# Processes
+# ------------------------------------------------------------------------------
+
+LONG = [
+  '--config.dataset.num_train=96',
+  '--config.dataset.num_validation=50',
+  '--config.budget_epochs=1000',
+  '--config.epochs_per_evaluation=1',
+  '--config.search_space.filters=(4,8)',
+  '--config.search_space.kernel_sizes=(1,3)',
+]
+
+
+def start(cache, workdir, *flags):
+  """Starts a search of 1,000 evaluations; returns once it has recorded three."""
+  process = subprocess.Popen(
+    [
+      sys.executable,
+      str(ROOT / 'run_evolution.py'),
+      f'--xla_cache_dir={cache}',
+      f'--workdir={workdir}',
+      *LONG,
+      *flags,
+    ],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  deadline = time.monotonic() + 200
+  path = workdir / 'events.jsonl'
+  while not path.exists() or path.read_bytes().count(b'\n') < 3:
+    assert process.poll() is None, process.stderr.read()
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+  return process
+
+
+def test_sigterm_ends_within_the_grace_of_a_scheduler_and_loses_nothing(
+  shared_compilation_cache, tmp_path
+):
+  """Like Slurm: SIGTERM, and SIGKILL ten seconds later."""
+  process = start(shared_compilation_cache, tmp_path / 'run')
+  process.send_signal(signal.SIGTERM)
+  _, stderr = process.communicate(timeout=10)
+  assert process.returncode == 143
+  assert 'the same command again goes on' in stderr
+  assert 'Traceback' not in stderr
+  before = read_events(tmp_path / 'run')
+  process = start(shared_compilation_cache, tmp_path / 'run')
+  process.kill()
+  process.communicate()
+  assert read_events(tmp_path / 'run')[: len(before)] == before
+
+
+@pytest.mark.parametrize(('grace', 'num_signals'), [(1, 1), (600, 2)])
+def test_a_signal_inside_a_long_native_call_ends_the_process_all_the_same(
+  grace, num_signals
+):
+  """An epoch of a large network is such a call, and may be longer than the grace."""
+  program = textwrap.dedent(f"""
+    import ctypes
+    from lamarck_jax import signals
+    signals.GRACE_SECONDS = {grace}
+    signals.install()
+    print('ready', flush=True)
+    mutex = ctypes.create_string_buffer(64)
+    while True:  # The second time it never returns.
+      ctypes.CDLL(None).pthread_mutex_lock(mutex)
+  """)
+  process = subprocess.Popen(
+    [sys.executable, '-c', program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+  )
+  assert process.stdout.readline() == 'ready\n'
+  for _ in range(num_signals):
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+  process.wait(timeout=30)
+  process.stdout.close()
+  assert process.returncode == 143
+
+
+def test_a_second_process_in_a_directory_is_refused_by_the_first_ones_name(
+  shared_compilation_cache, tmp_path
+):
+  process = start(shared_compilation_cache, tmp_path / 'run')
+  second = subprocess.run(
+    [
+      sys.executable,
+      str(ROOT / 'run_evolution.py'),
+      f'--workdir={tmp_path / "run"}',
+      *LONG,
+    ],
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert process.poll() is None
+  process.kill()
+  process.communicate()
+  assert second.returncode == 2
+  assert len(second.stderr.strip().splitlines()) == 1
+  assert f'process {process.pid} on {socket.gethostname()}' in second.stderr
+  # The lock of the killed process does not stop the next one.
+  process = start(shared_compilation_cache, tmp_path / 'run')
+  process.kill()
+  process.communicate()
+
+
+def test_the_events_of_a_run_are_json_lines_that_others_can_read(tiny_config, tmp_path):
+  run_until(tiny_config, tmp_path, 1)
+  lines = (tmp_path / 'events.jsonl').read_text().splitlines()
+  assert [json.loads(line)['evaluation'] for line in lines] == [0, 1]
