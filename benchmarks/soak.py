@@ -1,0 +1,132 @@
+"""Searches that are killed again and again, beside the same searches left alone.
+
+  python -m benchmarks.soak [--kills=100] [--out=FILE] [--config.FIELD=VALUE ...]
+
+Each seed's digits search runs once undisturbed. Then it runs again in another
+directory, killed (SIGKILL) at random moments and started again until it ends by itself;
+then the next seed, until there were enough kills. After each kill the evaluations that
+had been recorded before it must still be there; at the end events (but for their
+seconds), weights and result must be those of the undisturbed search.
+"""
+
+import argparse
+import hashlib
+import json
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from benchmarks import common
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def start(workdir: pathlib.Path, seed: int, overrides: list[str]) -> subprocess.Popen:
+  """Starts a search, or goes on with it."""
+  return subprocess.Popen(
+    [
+      sys.executable,
+      str(ROOT / 'run_evolution.py'),
+      f'--workdir={workdir}',
+      f'--config.seed={seed}',
+      *overrides,
+    ],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def read_events(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the whole lines of events.jsonl, without durations."""
+  path = workdir / 'events.jsonl'
+  if not path.exists():
+    return []
+  lines = path.read_bytes().split(b'\n')[:-1]
+  return [{**json.loads(line), 'seconds': None} for line in lines]
+
+
+def contents(workdir: pathlib.Path) -> dict[str, Any]:
+  """Returns what must be equal: events, digests of the weights, the result."""
+
+  def without_seconds(value: Any) -> Any:
+    if isinstance(value, dict):
+      return {k: without_seconds(v) for k, v in value.items() if k != 'seconds'}
+    if isinstance(value, list):
+      return [without_seconds(item) for item in value]
+    return value
+
+  return {
+    'events': read_events(workdir),
+    'weights': {
+      path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+      for path in sorted((workdir / 'weights').iterdir())
+    },
+    'result': without_seconds(json.loads((workdir / 'result.json').read_text())),
+  }
+
+
+def disturb(
+  workdir: pathlib.Path, seed: int, overrides: list[str], longest: float
+) -> tuple[int, int]:
+  """Runs a search to its end through kills; returns their number and what was lost."""
+  rng = random.Random(seed)
+  kills = lost = 0
+  while True:
+    process = start(workdir, seed, overrides)
+    try:
+      _, stderr = process.communicate(timeout=rng.uniform(0, longest))
+    except subprocess.TimeoutExpired:
+      before = read_events(workdir)
+      process.kill()
+      process.communicate()
+      kills += 1
+      lost += read_events(workdir)[: len(before)] != before
+      continue
+    if process.returncode:
+      raise SystemExit(f'after {kills} kills the search failed: {stderr}')
+    return kills, lost
+
+
+def main() -> None:
+  """Runs the benchmark."""
+  parser = argparse.ArgumentParser(
+    description=__doc__.splitlines()[0],
+    epilog='Further flags, as --config.FIELD=VALUE, go to the searches.',
+  )
+  parser.add_argument('--kills', type=int, default=100)
+  parser.add_argument('--out', help='JSON file for the figures')
+  args, overrides = parser.parse_known_args()
+  rows: list[list[Any]] = []
+  while sum(row[1] for row in rows) < args.kills:
+    seed = len(rows)
+    with tempfile.TemporaryDirectory() as directory:
+      alone, killed = (
+        pathlib.Path(directory, 'alone'),
+        pathlib.Path(directory, 'killed'),
+      )
+      begin = time.monotonic()
+      process = start(alone, seed, overrides)
+      _, stderr = process.communicate()
+      if process.returncode:
+        raise SystemExit(f'the undisturbed search failed: {stderr}')
+      # Long enough for some evaluations, short enough for many kills.
+      longest = 0.25 * (time.monotonic() - begin)
+      kills, lost = disturb(killed, seed, overrides, longest)
+      same = contents(alone) == contents(killed)
+      num_evaluations = len(read_events(killed))
+    rows.append([seed, kills, num_evaluations, lost, 'yes' if same else 'NO'])
+    print(*rows[-1], flush=True)
+  header = ['seed', 'kills', 'evaluations', 'kills that lost any', 'same at the end']
+  common.write_json(args.out, {'header': header, 'rows': rows})
+  common.print_table(header, rows)
+  if any(row[3] or row[4] != 'yes' for row in rows):
+    raise SystemExit('a killed search did not end as the undisturbed one')
+
+
+if __name__ == '__main__':
+  main()
