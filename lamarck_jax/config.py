@@ -8,10 +8,15 @@ from ml_collections import config_dict
 
 from lamarck_jax.errors import UserError
 
-SETTINGS = ('lamarckian', 'baseline_1', 'baseline_2')
+# Those that the paper compares, and two that go beyond it.
+PAPER_SETTINGS = ('lamarckian', 'baseline_1', 'baseline_2')
+SETTINGS = (*PAPER_SETTINGS, 'overlap', 'net2net')
 
 # Fields that say where things are; a run may be resumed with other values.
 LOCATIONS = ('dataset.data_dir', 'dataset.manual_dir')
+
+# Fields that were added later, and what searches did before.
+_ADDED_FIELDS = {'inheritance_noise': 0.03}
 
 
 def get_config(
@@ -21,7 +26,8 @@ def get_config(
 
   Args:
     setting: `lamarckian`, or a baseline without inheritance: `baseline_1` trains
-      as long per evaluation, `baseline_2` longer.
+      as long per evaluation, `baseline_2` longer; or inheritance beyond the paper's:
+      `overlap` or `net2net`.
     baseline_2_epochs: e of baseline II: 16, and 8 on the MNIST family.
 
   Returns:
@@ -41,7 +47,8 @@ def get_config(
   config.epochs_per_evaluation = 4  # e: training epochs of one evaluation.
   config.batch_size = 512  # Examples per training step.
   config.learning_rate = 1e-3  # Adam's, during evaluations.
-  config.inheritance = 'lamarckian'  # Or 'none': all weights fresh.
+  config.inheritance = 'lamarckian'  # 'none' (all fresh), 'overlap' or 'net2net'.
+  config.inheritance_noise = 0.03  # On net2net's copies, in units of their layer's std.
   config.compute_dtype = 'float32'  # Or 'bfloat16': type inside the blocks.
 
   # A candidate above a limit is recorded as failed and never becomes a parent.
@@ -73,8 +80,7 @@ def get_config(
   config.completion.epochs = (10, 20, 30)  # Ends of the phases.
   config.completion.learning_rates = (1e-3, 1e-4, 1e-5)  # Adam's, per phase.
 
-  if setting != 'lamarckian':
-    config.inheritance = 'none'
+  config.inheritance = 'none' if setting.startswith('baseline') else setting
   if setting == 'baseline_2':
     config.epochs_per_evaluation = baseline_2_epochs
   return config.lock()
@@ -98,7 +104,8 @@ def validate(config: config_dict.ConfigDict) -> None:
   _integer(config, 'epochs_per_evaluation', 1, config.budget_epochs)
   _integer(config, 'batch_size', 2)
   _number(config, 'learning_rate', above=0)
-  _choice(config, 'inheritance', ('lamarckian', 'none'))
+  _choice(config, 'inheritance', ('lamarckian', 'none', 'overlap', 'net2net'))
+  _number(config, 'inheritance_noise', at_least=0, at_most=10)
   _choice(config, 'compute_dtype', ('float32', 'bfloat16'))
   for field in ('max_parameters', 'max_flops'):
     if config[field] is not None:
@@ -160,7 +167,8 @@ def differing_fields(
   names = []
   for field in {**config, **other}:
     name = f'{prefix}{field}'
-    value, other_value = config.get(field), other.get(field)
+    default = _ADDED_FIELDS.get(name)
+    value, other_value = config.get(field, default), other.get(field, default)
     if isinstance(value, dict) and isinstance(other_value, dict):
       names += differing_fields(value, other_value, f'{name}.')
     elif value != other_value and name not in LOCATIONS:

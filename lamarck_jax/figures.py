@@ -65,9 +65,12 @@ def paper_table_1() -> list[dict[str, Any]]:
 
 def label(setting: Setting) -> str:
   """Returns what a legend calls a setting."""
-  how = {'lamarckian': 'inheritance', 'none': 'no inheritance'}.get(
-    setting.inheritance, setting.inheritance
-  )
+  how = {
+    'lamarckian': 'inheritance',
+    'none': 'no inheritance',
+    'overlap': 'overlap inherited',
+    'net2net': 'Net2Net',
+  }.get(setting.inheritance, setting.inheritance)
   return f'{how}, e = {setting.epochs_per_evaluation} (n = {len(setting.runs)})'
 
 

@@ -1,15 +1,17 @@
 """What a child takes over from its parent's trained weights (Section 3.3)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from flax import traverse_util
 import jax
+import numpy as np
 
-from lamarck_jax import model
+from lamarck_jax import model, net2net
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 
-MODES = ('lamarckian', 'none')
+MODES = ('lamarckian', 'none', 'overlap', 'net2net')
 
 
 def inherit(
@@ -18,13 +20,17 @@ def inherit(
   parent_variables: Variables,
   child: Genotype,
   mode: str = 'lamarckian',
+  *,
+  output_statistics: Mapping[int, net2net.Statistics] | None = None,
+  image_size: int | None = None,
+  noise: float = 0.0,
 ) -> dict[str, Any]:
   """Returns a child's variables, made of its parent's where they fit.
 
-  The leaf rule: a leaf of the child that exists in the parent under the same
-  path with the same shape is the parent's, bit for bit; every other leaf is
-  freshly initialised. Blocks are named by their lineage, so a path means the
-  same block in both. Parameters and BatchNorm statistics follow the same rule.
+  The paper's mode, `lamarckian`, is the leaf rule: a leaf of the child that exists in
+  the parent under the same path with the same shape is the parent's, bit for bit; every
+  other leaf is freshly initialised. Blocks are named by their lineage, so a path means
+  the same block in both. Parameters and BatchNorm statistics follow the same rule.
   Optimizer state is never inherited (Section 4.2).
 
   Args:
@@ -33,8 +39,13 @@ def inherit(
     parent_variables: The parent's trained variables, `params` and `batch_stats`.
       They are left as they are; shared leaves are shared, not copied.
     child: The child's genotype, a mutant of the parent.
-    mode: `lamarckian` for the leaf rule, `none` for the baselines without
-      inheritance, where every leaf is fresh.
+    mode: `lamarckian`; `none` for the baselines without inheritance, where every leaf
+      is fresh; `overlap`, in which a leaf of another shape keeps what both shapes
+      have in common; `net2net`, in which the child computes what its parent does as
+      far as it can, see `net2net.inherit`.
+    output_statistics: For `net2net`, see there.
+    image_size: For `net2net`, see there.
+    noise: For `net2net`, see there.
 
   Returns:
     The child's variables, with the same two collections.
@@ -44,6 +55,16 @@ def inherit(
   """
   if mode not in MODES:
     raise ValueError(f'inheritance: got {mode!r}, want one of {MODES}')
+  if mode == 'net2net':
+    return net2net.inherit(
+      key,
+      parent,
+      parent_variables,
+      child,
+      output_statistics=output_statistics,
+      image_size=image_size,
+      noise=noise,
+    )
   params = parent_variables['params']
   first_kernel = params[model.block_name(parent.blocks[0])]['conv']['kernel']
   channels = first_kernel.shape[-2]
@@ -59,4 +80,24 @@ def inherit(
       leaves[path] = inherited[path]
     else:
       leaves[path] = model.fresh_leaf(key, path, leaf.shape)
+      if mode == 'overlap' and path in inherited:
+        leaves[path] = _overlaid(leaves[path], np.asarray(inherited[path]))
   return traverse_util.unflatten_dict(leaves)
+
+
+def _overlaid(fresh: np.ndarray, old: np.ndarray) -> np.ndarray:
+  """Returns a fresh leaf with an old one's values where both have some.
+
+  The first two axes of a convolution's kernel share their centre, all others their
+  beginning.
+  """
+  result = fresh.copy()
+  target, origin = [], []
+  for axis, (size, old_size) in enumerate(zip(fresh.shape, old.shape, strict=True)):
+    common = min(size, old_size)
+    spatial = fresh.ndim == 4 and axis < 2
+    starts = [(n - common) // 2 if spatial else 0 for n in (size, old_size)]
+    target.append(slice(starts[0], starts[0] + common))
+    origin.append(slice(starts[1], starts[1] + common))
+  result[tuple(target)] = old[tuple(origin)]
+  return result

@@ -19,8 +19,8 @@ from lamarck_jax.genotype import Block, Genotype
 Variables = Mapping[str, Any]
 
 CLASSIFIER = 'classifier'
-_BATCH_NORM_MOMENTUM = 0.9
-_BATCH_NORM_EPSILON = 1e-5
+BATCH_NORM_MOMENTUM = 0.9
+BATCH_NORM_EPSILON = 1e-5
 
 
 class _Convolution(nn.Module):
@@ -103,17 +103,17 @@ class ConvBlock(nn.Module):
     strides = (self.stride, self.stride)
     if train:
       y, batch_mean, batch_var = convolution.conv_batch_norm_relu(
-        x, kernel, conv_bias, scale, bias, strides, _BATCH_NORM_EPSILON
+        x, kernel, conv_bias, scale, bias, strides, BATCH_NORM_EPSILON
       )
       if not self.is_initializing():
         for running, batch in ((mean, batch_mean), (var, batch_var)):
-          momentum = _BATCH_NORM_MOMENTUM
+          momentum = BATCH_NORM_MOMENTUM
           running.value = momentum * running.value + (1 - momentum) * batch
       return y
     y = self.conv_general_dilated(
       x, kernel, strides, 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
     )
-    factor = scale * jax.lax.rsqrt(var.value + _BATCH_NORM_EPSILON)
+    factor = scale * jax.lax.rsqrt(var.value + BATCH_NORM_EPSILON)
     y = y * factor + ((conv_bias - mean.value) * factor + bias)
     return nn.relu(y).astype(self.dtype)
 

@@ -287,7 +287,7 @@ def _evaluate(
   child = evolution.ask(key(Purpose.MUTATION), state.evolution)
   network_flops = flops.network_flops(child, trainer.image_shape, trainer.num_classes)
   variables: Variables = {}
-  fitness = failure = None
+  fitness_at_birth = fitness = failure = None
   try:
     _check_limits(config, child, network_flops, trainer)
     if parent is None:
@@ -295,12 +295,13 @@ def _evaluate(
         key(Purpose.INITIALISATION), child, trainer.image_shape[-1], trainer.num_classes
       )
     else:
-      variables = inheritance.inherit(
+      variables = _inherit(
+        config,
         key(Purpose.INITIALISATION),
         parent.genotype,
         living[parent.evaluation],
         child,
-        config.inheritance,
+        trainer,
       )
     stopwatch.lap('mutate')
 
@@ -308,6 +309,8 @@ def _evaluate(
     trainer.compile(child)
     stopwatch.lap('compile')
     _compile_ahead(state, child, trainer)
+    fitness_at_birth = trainer.accuracy(child, variables, 'validation')
+    stopwatch.lap('birth')
     variables = trainer.train(
       key(Purpose.TRAINING),
       child,
@@ -336,6 +339,7 @@ def _evaluate(
     **records.genotype_to_json(child),
     'parent': parent.evaluation if parent else None,
     'mutation': mutation.describe(parent.genotype, child) if parent else [],
+    'fitness_at_birth': fitness_at_birth,
     'fitness': fitness or 0.0,
     'failure': failure,
     'accepted': fitness is not None and (parent is None or fitness > parent.fitness),
@@ -351,6 +355,34 @@ def _evaluate(
 
   candidates = {**living, evaluation: variables}
   return state, {number: candidates[number] for number in state.living}, event
+
+
+def _inherit(
+  config: config_dict.ConfigDict,
+  key: jax.Array,
+  parent: Genotype,
+  parent_variables: Variables,
+  child: Genotype,
+  trainer: Trainer,
+) -> Variables:
+  """Returns a child's variables by the configuration's mode of inheritance."""
+  statistics = None
+  blocks = [
+    {block.lineage for block in genotype.blocks} for genotype in (parent, child)
+  ]
+  if config.inheritance == 'net2net' and blocks[0] != blocks[1]:
+    # What a new block normalises by, and what stands in for one that is gone.
+    statistics = trainer.output_statistics(parent, parent_variables)
+  return inheritance.inherit(
+    key,
+    parent,
+    parent_variables,
+    child,
+    config.inheritance,
+    output_statistics=statistics,
+    image_size=trainer.image_shape[0],
+    noise=config.inheritance_noise,
+  )
 
 
 class _CandidateError(Exception):

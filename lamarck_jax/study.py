@@ -191,7 +191,9 @@ def _define_flags() -> None:
   flags.DEFINE_string('workdir', None, 'Directory of the study.')
   flags.DEFINE_string('xla_cache_dir', None, command.XLA_CACHE_DIR_HELP)
   flags.DEFINE_list(
-    'settings', list(config_lib.SETTINGS), 'Settings; the first is compared with each.'
+    'settings',
+    list(config_lib.PAPER_SETTINGS),
+    'Settings; the first is compared with each.',
   )
   flags.DEFINE_integer(
     'num_seeds',

@@ -423,6 +423,33 @@ class Trainer:
       step, total = head.infer(params[model.CLASSIFIER], x, targets, num_examples)
     return float(total) / len(examples)
 
+  def output_statistics(
+    self, genotype: Genotype, variables: Variables
+  ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Returns mean and variance of the outputs of a network's blocks.
+
+    They are those of one batch of the training split in evaluation mode.
+
+    Args:
+      genotype: The architecture.
+      variables: Its variables.
+
+    Returns:
+      float32 [filters] each, by the block's lineage.
+    """
+    blocks, _ = self._programs(genotype)
+    params, stats = jax.device_put((variables['params'], variables['batch_stats']))
+    order = jax.device_put(np.arange(self._order_length, dtype=np.int32))
+    x: Any = self._images(order, self._zero_step)
+    statistics = {}
+    for block, programs in zip(genotype.blocks, blocks):
+      name = model.block_name(block)
+      x = programs.infer(params[name], stats[name], x)
+      outputs = np.asarray(x).astype(np.float32)
+      axes = (0, 1, 2)
+      statistics[block.lineage] = outputs.mean(axes), outputs.var(axes)
+    return statistics
+
   def _images(self, order: Any, step: Any) -> Images:
     return Images(self._pixels, self._mean, self._std, order, step)
 

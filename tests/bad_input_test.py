@@ -53,6 +53,7 @@ _FIELDS = {
   'batch_size': ['1', '-5', '1.5'],
   'learning_rate': ['0', '-0.1', 'nan', 'fast'],
   'inheritance': ['darwin', ''],
+  'inheritance_noise': ['-1'],
   'compute_dtype': ['float64'],
   'max_parameters': ['0', 'many'],
   'max_flops': ['-1'],

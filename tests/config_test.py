@@ -67,6 +67,8 @@ _BAD = [
   ('inheritance', 'darwinian'),
   ('inheritance', None),
   ('inheritance', ''),
+  ('inheritance_noise', -0.1),
+  ('inheritance_noise', math.nan),
   ('compute_dtype', 'float16'),
   ('compute_dtype', None),
   ('max_parameters', 0),
@@ -244,10 +246,15 @@ def test_the_settings_differ_in_inheritance_and_epochs_alone():
   configs = {
     name: config_lib.get_config(name).to_dict() for name in config_lib.SETTINGS
   }
-  assert set(configs) == {'lamarckian', 'baseline_1', 'baseline_2'}
+  assert set(configs) == {
+    *('lamarckian', 'baseline_1', 'baseline_2'),
+    *('overlap', 'net2net'),
+  }
   for setting, differing in (
     ('baseline_1', {'setting', 'inheritance'}),
     ('baseline_2', {'setting', 'inheritance', 'epochs_per_evaluation'}),
+    ('overlap', {'setting', 'inheritance'}),
+    ('net2net', {'setting', 'inheritance'}),
   ):
     names = config_lib.differing_fields(configs['lamarckian'], configs[setting])
     assert set(names) == differing
@@ -302,6 +309,7 @@ def test_a_config_file_of_the_paper_holds_its_values(name, setting):
     'batch_size': 512,
     'learning_rate': 0.001,
     'inheritance': inheritance,
+    'inheritance_noise': 0.03,
     'compute_dtype': 'float32',
     'max_parameters': None,
     'max_flops': None,

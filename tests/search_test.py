@@ -214,7 +214,7 @@ def test_the_test_split_is_used_only_for_completed_checkpoints(
   monkeypatch.setattr(training.Trainer, 'accuracy', recorded)
   result = search.run(tiny_config, tmp_path / 'run')
   completed = {checkpoint['evaluation'] for checkpoint in result['checkpoints']}
-  assert calls == ['validation'] * 8 + ['validation', 'test'] * len(completed)
+  assert calls == ['validation'] * 16 + ['validation', 'test'] * len(completed)
 
 
 def test_completion_follows_the_papers_schedule(tiny_config):
