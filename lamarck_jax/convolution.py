@@ -465,8 +465,48 @@ def _chunk_conv(
   strides: Strides, pads: Pads, x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
   size = _output_size(strides, pads, x, kernel)
-  patches = _patches(x, kernel.shape[:2], strides, pads, size)
-  return _product(patches, kernel.reshape(-1, kernel.shape[3]))
+  window, filters = kernel.shape[:2], kernel.shape[3]
+  if strides == (1, 1) and window != (1, 1) and filters < kernel.shape[2]:
+    # Multiplied first, what is moved has as few channels as there are filters.
+    products = _product(x, kernel.transpose(2, 0, 1, 3).reshape(x.shape[3], -1))
+    return _shifted_sum(products, filters, window, pads, size)
+  patches = _patches(x, window, strides, pads, size)
+  return _product(patches, kernel.reshape(-1, filters))
+
+
+def _shifted_sum(
+  products: jax.Array,
+  channels: int,
+  window: Sequence[int],
+  pads: Sequence[tuple[int, int]],
+  size: tuple[int, int],
+) -> jax.Array:
+  """The sum over a window's positions of what each has under it, at stride 1.
+
+  Args:
+    products: (n, height, width, window height * window width * channels), the values
+      of every position of the window in the order of an HWIO kernel.
+    channels: channels of one position.
+    window: height and width of the window.
+    pads: (low, high) rows and columns of zeros, negative to crop.
+    size: height and width of the output.
+
+  Returns:
+    (n, *size, channels).
+  """
+  n = products.shape[0]
+  zero = jnp.zeros((), products.dtype)
+  products = lax.pad(
+    products, zero, ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0))
+  )
+  total: Any = 0
+  for i in range(window[0]):
+    for j in range(window[1]):
+      first = (i * window[1] + j) * channels
+      start = (0, i, j, first)
+      end = (n, i + size[0], j + size[1], first + channels)
+      total = total + lax.slice(products, start, end)
+  return total
 
 
 def _chunk_gradients(
@@ -512,8 +552,14 @@ def _chunk_gradients(
         first = (phase[a] + pads[a][0]) // strides[a]
         low = window[a] - 1 - first
         dy_pads.append((low, size[a] + window[a] - 1 - low - dy.shape[1 + a]))
+      flipped = part[::-1, ::-1]
+      if strides == (1, 1) and window != (1, 1) and channels < filters:
+        products = _product(dy, flipped.transpose(3, 0, 1, 2).reshape(filters, -1))
+        dx = _shifted_sum(products, channels, window, dy_pads, size)
+        patches = _patches(x, window, strides, pads, dy.shape[1:3])
+        return dx, _transposed_product(patches, dy).reshape(kernel.shape)
       patches = _patches(dy, window, (1, 1), dy_pads, size)
-      matrix = part[::-1, ::-1].transpose(0, 1, 3, 2).reshape(-1, channels)
+      matrix = flipped.transpose(0, 1, 3, 2).reshape(-1, channels)
       dpart = _transposed_product(x_phase, patches)
       dpart = dpart.reshape(channels, *window, filters).transpose(1, 2, 0, 3)
       dpart = dpart[::-1, ::-1]

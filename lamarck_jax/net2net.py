@@ -1,21 +1,22 @@
 """Function-preserving inheritance: the child starts as its parent's function.
 
 Chen, Goodfellow and Shlens (2016), "Net2Net", and Wei et al. (2016), "Network
-morphism"; the paper asks for it in its last section. All functions are pure. Channels of
-the parent are copied, kept or left out, and the layer that reads them follows: a wiring
-w, float32 [channels of the child, channels of the parent], says what a layer's inputs
-stand for. With x_i = sum_c w_ci x'_c for the parent's channels x and the child's x',
+morphism"; the paper asks for it in its last section. All functions are pure. Channels
+of the parent are copied, kept or left out, and the layer that reads them follows: a
+wiring w, float32 [channels of the child, channels of the parent], says what a layer's
+inputs stand for. With x_i = sum_c w_ci x'_c for the parent's channels x and the child's
+x',
 
   sum_i k_io x_i = sum_c (sum_i w_ci k_io) x'_c,
 
 so the layer computes the same with the kernel w k.
 
-What is exact, in evaluation mode: more filters, a larger kernel, a new block of at least
-as many filters as it has inputs (in front of the first block, whose inputs may be
+What is exact, in evaluation mode: more filters, a larger kernel, a new block of at
+least as many filters as it has inputs (in front of the first block, whose inputs may be
 negative, twice as many). Training mode normalises by the batch's own statistics: there
-copies are exact as well, and a new block's identity is as exact as the statistics that it
-is given are those of the batch. Fewer filters, a smaller kernel, a removed block and a
-changed stride lose something; of these the parts that matter most are kept.
+copies are exact as well, and a new block's identity is as exact as the statistics that
+it is given are those of the batch. Fewer filters, a smaller kernel, a removed block and
+a changed stride lose something; of these the parts that matter most are kept.
 """
 
 from collections.abc import Mapping
@@ -133,8 +134,9 @@ def rectified_statistics(params: Any) -> tuple[np.ndarray, np.ndarray]:
   """Returns mean and variance of a block's output if it is normal before the ReLU.
 
   With y normal of mean b (BatchNorm's shift) and deviation g (its scale),
-  E[max(y, 0)] = b F(b/g) + g f(b/g) and E[max(y, 0)^2] = (b^2 + g^2) F(b/g) + b g f(b/g),
-  F and f being the standard normal distribution and its density.
+  E[max(y, 0)] = b F(b/g) + g f(b/g) and
+  E[max(y, 0)^2] = (b^2 + g^2) F(b/g) + b g f(b/g), F and f being the standard normal
+  distribution and its density.
 
   Args:
     params: The block's parameters, `conv` and `norm`.
