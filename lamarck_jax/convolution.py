@@ -556,7 +556,7 @@ def _chunk_gradients(
       if strides == (1, 1) and window != (1, 1) and channels < filters:
         products = _product(dy, flipped.transpose(3, 0, 1, 2).reshape(filters, -1))
         dx = _shifted_sum(products, channels, window, dy_pads, size)
-        patches = _patches(x, window, strides, pads, dy.shape[1:3])
+        patches = _patches(x, window, strides, pads, (dy.shape[1], dy.shape[2]))
         return dx, _transposed_product(patches, dy).reshape(kernel.shape)
       patches = _patches(dy, window, (1, 1), dy_pads, size)
       matrix = flipped.transpose(0, 1, 3, 2).reshape(-1, channels)

@@ -30,7 +30,7 @@ from lamarck_jax.model import Variables
 # The programs of this many blocks stay in memory. On CPU a block's three have about
 # 200 memory maps and 8 MB, and the kernel allows a process 65,530 maps. An individual
 # has some ten blocks; what is dropped comes back from the cache on disk.
-MAX_BLOCKS_IN_MEMORY = 80
+MAX_BLOCKS_IN_MEMORY = 64
 
 
 class Images(NamedTuple):

@@ -36,14 +36,14 @@ def test_the_accuracy_figure_shows_every_run_the_means_and_the_tests(study, axes
     pytest.approx([0.3, 0.3, 0.6]),
     pytest.approx([0.3, 0.35, 0.35]),
   ]
-  assert len(axes.containers) == 4  # A box per setting and checkpoint.
+  assert len(axes.containers) == 4 + 1  # A box per setting and checkpoint; the legend.
   assert axes.get_xlabel()
   assert axes.get_ylabel()
 
 
 def test_the_papers_values_are_drawn_on_demand_for_its_data_sets(study, axes):
   figures.draw_accuracy(axes, study, paper=True)
-  assert len(axes.containers) == 4 + 4
+  assert len(axes.containers) == 4 + 4 + 2
   texts = [text.get_text() for text in axes.get_legend().get_texts()]
   assert "the paper's test" in texts
 
