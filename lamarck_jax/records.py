@@ -437,13 +437,11 @@ def _read_json(path: pathlib.Path) -> Any:
 
 def _read_bytes(path: pathlib.Path) -> bytes:
   try:
-    with path.open('rb') as file:
-      content = file.read(_MAX_JSON_BYTES + 1)
+    if path.stat().st_size > _MAX_JSON_BYTES:
+      raise DamagedError(f'file: {path} has more than {_MAX_JSON_BYTES} bytes')
+    return path.read_bytes()
   except OSError as error:
     raise UserError(f'file: {path}: {error.strerror}') from error
-  if len(content) > _MAX_JSON_BYTES:
-    raise DamagedError(f'file: {path} has more than {_MAX_JSON_BYTES} bytes')
-  return content
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:

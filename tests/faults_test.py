@@ -116,7 +116,7 @@ def test_a_search_survives_candidates_that_run_out_of_memory(tmp_path):
     config.completion.enabled = False
     jax.numpy.zeros(3).block_until_ready()
     pages = int(open('/proc/self/statm').read().split()[0])
-    limit = pages * resource.getpagesize() + 1500 * 2**20
+    limit = pages * resource.getpagesize() + 1000 * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     search.run(config, sys.argv[1])
   """)

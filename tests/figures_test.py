@@ -45,7 +45,7 @@ def test_the_papers_values_are_drawn_on_demand_for_its_data_sets(study, axes):
   figures.draw_accuracy(axes, study, paper=True)
   assert len(axes.containers) == 4 + 4 + 2
   texts = [text.get_text() for text in axes.get_legend().get_texts()]
-  assert "the paper's test" in texts
+  assert "the paper's" in texts
 
 
 def test_settings_differ_without_colour():
