@@ -14,15 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
 import os
 import pathlib
-import signal
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import config_dict, config_flags
 from tqdm import tqdm
 
-from lamarck_jax import command, records, results
+from lamarck_jax import command, records, results, signals
 from lamarck_jax import config as config_lib
 from lamarck_jax.engines import LocalEngine, Outcome, RayEngine, Task
 from lamarck_jax.errors import UserError
@@ -229,10 +228,6 @@ def _engine(values: flags.FlagValues) -> Engine:
   )
 
 
-def _stop(signum: int, frame: object) -> NoReturn:
-  sys.exit(128 + signum)
-
-
 def main(argv: list[str]) -> None:
   """Runs the study of the flags, and says how it ended."""
   values = flags.FLAGS
@@ -256,14 +251,14 @@ def main(argv: list[str]) -> None:
   except OSError as error:
     raise UserError(f'workdir: {root}: {error.strerror}') from error
 
-  signal.signal(signal.SIGTERM, _stop)
+  signals.install()
   engine = _engine(values)
   progress = _Progress(tasks)
   try:
     failures = run(tasks, engine, progress.ended, progress.update)
-  except KeyboardInterrupt:
+  except signals.Stopped as stopped:
     print(f'\nstopped; the same command again goes on in {root}', file=sys.stderr)
-    sys.exit(130)
+    sys.exit(stopped.status)
   finally:
     progress.close()
     engine.close()

@@ -109,7 +109,7 @@ def test_a_search_survives_candidates_that_run_out_of_memory(tmp_path):
     config.dataset.name = 'digits'
     config.dataset.num_train = 96
     config.dataset.num_validation = 50
-    config.budget_epochs = 8
+    config.budget_epochs = 5
     config.epochs_per_evaluation = 1
     config.batch_size = 96
     config.search_space.filters = (4, 20000)
@@ -129,12 +129,12 @@ def test_a_search_survives_candidates_that_run_out_of_memory(tmp_path):
     timeout=240,
   )
   events = read_events(tmp_path / 'run')
-  assert len(events) == 8
+  assert len(events) == 5
   failures = [event['failure'] for event in events if event['failure']]
   # XLA says so; a library that it calls only says that it failed.
   out_of_memory = ('ut of memory', 'llocat', 'YNNPACK operation failed')
   assert any(text in reason for reason in failures for text in out_of_memory), failures
-  assert len(failures) < 8
+  assert len(failures) < 5
   assert records.read_result(tmp_path / 'run')['best']['fitness'] > 0
 
 

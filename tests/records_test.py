@@ -599,7 +599,7 @@ def test_the_lock_of_another_host_stays_until_it_is_known_to_be_dead(tmp_path):
 # ------------------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.data())
 def test_readers_of_damaged_files_raise_the_projects_error_alone(
   tmp_path_factory, data
@@ -616,7 +616,7 @@ def test_readers_of_damaged_files_raise_the_projects_error_alone(
   _read_all(path)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
   st.sampled_from(
     ['config.json', 'events.jsonl', 'result.json', 'weights/000002.safetensors']
