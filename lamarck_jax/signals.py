@@ -6,12 +6,15 @@ not within a few seconds, or when a second signal comes. That is safe at any mom
 since what is recorded is whole at any moment.
 """
 
+from collections.abc import Callable
+import functools
 import os
 import select
 import signal
 import sys
 import threading
-from typing import NoReturn
+import time
+from typing import Any, NoReturn
 
 # Below what schedulers grant between SIGTERM and SIGKILL, 10 seconds or more.
 GRACE_SECONDS = 5.0
@@ -36,6 +39,7 @@ def install() -> None:
   os.set_blocking(writer, False)
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, _raise_stopped)
+  sys.unraisablehook = functools.partial(_raise_again, sys.unraisablehook)
   signal.set_wakeup_fd(writer)
   threading.Thread(target=_watch, args=[reader], daemon=True, name='signals').start()
 
@@ -44,8 +48,27 @@ def _raise_stopped(number: int, frame: object) -> NoReturn:
   raise Stopped(number)
 
 
+def _raise_again(hook: Callable[[Any], Any], unraisable: Any) -> None:
+  """Raises `Stopped` a little later, where Python had to drop it.
+
+  It drops what is raised in a finalizer or in a callback of the garbage collector, and
+  JAX has such a callback.
+  """
+  stopped = unraisable.exc_value
+  if not isinstance(stopped, Stopped):
+    hook(unraisable)
+    return
+  signal.signal(
+    signal.SIGALRM, lambda _, frame: _raise_stopped(stopped.status - 128, frame)
+  )
+  signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+
 def _watch(reader: int) -> None:
   number = os.read(reader, 1)[0]
-  select.select([reader], [], [], GRACE_SECONDS)
-  print('ended at once', file=sys.stderr, flush=True)
+  deadline = time.monotonic() + GRACE_SECONDS
+  while select.select([reader], [], [], max(0, deadline - time.monotonic()))[0]:
+    if os.read(reader, 1)[0] != signal.SIGALRM:
+      break
+  print('ended at once; the same command again goes on', file=sys.stderr, flush=True)
   os._exit(128 + number)

@@ -1,0 +1,74 @@
+"""Signals end a program in order, wherever they find it."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+
+def run(body: str) -> subprocess.CompletedProcess:
+  """Runs a program that installs the handlers and tells how it was stopped."""
+  program = 'import gc, os, signal, time\nfrom lamarck_jax import signals\n'
+  program += 'signals.install()\ntry:\n' + textwrap.indent(body, '  ')
+  program += '\n  time.sleep(30)\nexcept signals.Stopped as stopped:\n'
+  program += '  raise SystemExit(stopped.status)\n'
+  return subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True, timeout=60
+  )
+
+
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
+def test_a_signal_is_an_exception_in_the_main_thread(name):
+  result = run(f'os.kill(os.getpid(), signal.{name})')
+  assert (result.returncode, result.stderr) == (
+    {'SIGINT': 130, 'SIGTERM': 143}[name],
+    '',
+  )
+
+
+def test_a_signal_during_garbage_collection_is_not_lost():
+  result = run(
+    'def callback(phase, info):\n'
+    '  gc.callbacks.clear()\n'
+    '  signal.raise_signal(signal.SIGTERM)\n'
+    'gc.callbacks.append(callback)\n'
+    'gc.collect()'
+  )
+  assert (result.returncode, result.stderr) == (143, '')
+
+
+def test_a_signal_during_a_finalizer_is_not_lost():
+  result = run(
+    'class Finalized:\n'
+    '  def __del__(self):\n'
+    '    signal.raise_signal(signal.SIGTERM)\n'
+    'Finalized()'
+  )
+  assert (result.returncode, result.stderr) == (143, '')
+
+
+def test_other_exceptions_of_finalizers_are_shown_as_ever():
+  result = run(
+    'class Finalized:\n'
+    '  def __del__(self):\n'
+    '    raise ValueError("wrong")\n'
+    'Finalized()\n'
+    'signal.raise_signal(signal.SIGINT)'
+  )
+  assert result.returncode == 130
+  assert 'ValueError: wrong' in result.stderr
+
+
+def test_a_second_signal_ends_a_busy_program_at_once():
+  result = run(
+    'try:\n'
+    '  signal.raise_signal(signal.SIGTERM)\n'
+    'except signals.Stopped:\n'
+    '  try:\n'
+    '    signal.raise_signal(signal.SIGTERM)\n'
+    '  except signals.Stopped:\n'
+    '    pass'
+  )
+  assert result.returncode == 143
+  assert 'ended at once' in result.stderr
