@@ -3,18 +3,21 @@
 On the CPU, XLA's own float32 convolution reaches a third of a matrix product's rate in
 the forward direction and a twentieth in its kernel gradient. Here a convolution is a
 loop over a few images at a time: gather the patches under the kernel into a buffer
-that stays in the cache, then multiply. Elsewhere, and for anything but a plain NHWC
-float32 convolution, `jax.lax.conv_general_dilated` does the work.
+that stays in the cache, then multiply. Large 3x3 and 5x5 layers of stride 1 take
+Winograd's form instead (`lamarck_jax.winograd`). Elsewhere, and for anything but a
+plain NHWC float32 convolution, `jax.lax.conv_general_dilated` does the work.
 """
 
 from collections.abc import Callable, Sequence
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+
+from lamarck_jax import winograd
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 Strides = tuple[int, int]
@@ -25,6 +28,13 @@ _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 _CHUNK_BYTES = 4 * 2**20
 # Below this many input channels the patches of the input are the smaller ones.
 _FEW_CHANNELS = 16
+# Winograd's form is for layers with at least so many channels and filters, rows and
+# columns, multiplications a batch: smaller ones gain less than they take to compile.
+_WINOGRAD_MIN_CHANNELS = 8
+_WINOGRAD_MIN_SIZE = 4
+_WINOGRAD_MIN_MULTIPLICATIONS = 5 * 10**7
+# Bytes of one chunk's values before and after the products.
+_WINOGRAD_CHUNK_BYTES = 2 * 2**20
 
 
 def conv_general_dilated(
@@ -273,9 +283,11 @@ def _patch_conv_moments(
   height, width = _output_size(strides, pads, x, kernel)
   filters = kernel.shape[3]
 
+  convolve, images = _forward(strides, pads, x, kernel)
+
   def body(chunk: Any, carry: Any, start: Any) -> Any:
     z, mean, deviation = carry
-    z_chunk = _chunk_conv(strides, pads, chunk(x), kernel)
+    z_chunk = convolve(chunk(x))
     length = z_chunk.shape[0]
     chunk_mean = jnp.mean(z_chunk, (0, 1, 2))
     delta = chunk_mean - mean
@@ -287,8 +299,7 @@ def _patch_conv_moments(
 
   z = jnp.zeros((n, height, width, filters), x.dtype)
   zeros = jnp.zeros(filters, x.dtype)
-  row = height * width * math.prod(kernel.shape[:3])
-  z, mean, deviation = _loop(n, row, body, (z, zeros, zeros))
+  z, mean, deviation = _loop(n, images, body, (z, zeros, zeros))
   return z, mean, deviation / (n * height * width)
 
 
@@ -312,12 +323,13 @@ def _patch_conv(
   n = x.shape[0]
   height, width = _output_size(strides, pads, x, kernel)
 
+  convolve, images = _forward(strides, pads, x, kernel)
+
   def body(chunk: Callable[[jax.Array], jax.Array], y: jax.Array, start: Any) -> Any:
-    z = _chunk_conv(strides, pads, chunk(x), kernel)
-    return lax.dynamic_update_slice_in_dim(y, z, start, 0)
+    return lax.dynamic_update_slice_in_dim(y, convolve(chunk(x)), start, 0)
 
   y = jnp.zeros((n, height, width, kernel.shape[3]), x.dtype)
-  return _loop(n, height * width * math.prod(kernel.shape[:3]), body, y)
+  return _loop(n, images, body, y)
 
 
 def _patch_conv_gradients(
@@ -344,32 +356,46 @@ def _patch_conv_gradients(
   n, height, width, filters = dy[0].shape
   window = kernel.shape[:2]
 
+  form = _backward(strides, pads, x, kernel, (height, width))
+
   def both(chunk: Any, carry: Any, start: Any) -> Any:
     dx, dk = carry
-    gradient = output_gradient(*map(chunk, dy))
-    dx_chunk, dk_chunk = _chunk_gradients(strides, pads, chunk(x), kernel, gradient)
+    dx_chunk, dk_chunk = form.gradients(chunk(x), output_gradient(*map(chunk, dy)))
     return lax.dynamic_update_slice_in_dim(dx, dx_chunk, start, 0), dk + dk_chunk
 
   def kernel_only(chunk: Any, dk: jax.Array, start: Any) -> jax.Array:
     patches = _patches(chunk(x), window, strides, pads, (height, width))
     return dk + _transposed_product(patches, output_gradient(*map(chunk, dy)))
 
-  row = height * width * math.prod(window) * filters
-  dx, dk = _loop(n, row, both, (jnp.zeros_like(x), jnp.zeros_like(kernel)))
+  dk = jnp.zeros(form.products_shape, x.dtype)
+  dx, dk = _loop(n, form.images, both, (jnp.zeros_like(x), dk))
+  dk = form.kernel_gradient(dk)
   if x.shape[3] < _FEW_CHANNELS:
     # A loop of its own: where no one asks for dx, the other one is dead code.
-    row = height * width * math.prod(kernel.shape[:3])
-    dk = jnp.zeros((math.prod(kernel.shape[:3]), filters), x.dtype)
-    dk = _loop(n, row, kernel_only, dk).reshape(kernel.shape)
+    row = math.prod(kernel.shape[:3])
+    dk = jnp.zeros((row, filters), x.dtype)
+    images = _images_per_chunk(height * width * row, _CHUNK_BYTES)
+    dk = _loop(n, images, kernel_only, dk).reshape(kernel.shape)
   return dx, dk
 
 
-def _loop(n: int, row: int, body: Any, carry: Any) -> Any:
-  """Folds `body` over the images in chunks whose patches fill `_CHUNK_BYTES`.
+def _images_per_chunk(values: int, chunk_bytes: int) -> int:
+  """The number of images in a chunk, a power of two.
+
+  Args:
+    values: float32 values that one image takes up.
+    chunk_bytes: bytes that a chunk may take up.
+  """
+  count = max(1, chunk_bytes // (4 * values))
+  return 1 << (count.bit_length() - 1)
+
+
+def _loop(n: int, images: int, body: Any, carry: Any) -> Any:
+  """Folds `body` over n images in chunks of `images`.
 
   Args:
     n: number of images.
-    row: float32 values in one image's patches.
+    images: number of images in a chunk.
     body: `(chunk, carry, start) -> carry`, where `chunk(array)` is the chunk's part of
       an array of n images.
     carry: the first carry.
@@ -377,8 +403,7 @@ def _loop(n: int, row: int, body: Any, carry: Any) -> Any:
   Returns:
     The last carry.
   """
-  size = max(1, min(n, _CHUNK_BYTES // (4 * row)))
-  size = min(n, 1 << (size.bit_length() - 1))
+  size = min(n, images)
 
   def step(start: Any, length: int, carry: Any) -> Any:
     def chunk(array: jax.Array) -> jax.Array:
@@ -459,6 +484,100 @@ def _product(patches: jax.Array, matrix: jax.Array) -> jax.Array:
 def _transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
   """(..., k) by (..., m) to (k, m): the sum over positions of outer products."""
   return a.reshape(-1, a.shape[-1]).T @ b.reshape(-1, b.shape[-1])
+
+
+class _Backward(NamedTuple):
+  """How the gradients of one chunk are computed.
+
+  Attributes:
+    gradients: From a chunk of x and of the output's gradient to the gradient of x, and
+      products to be summed over the chunks.
+    products_shape: Shape of the products.
+    kernel_gradient: From the sum of the products to the kernel's gradient.
+    images: Number of images in a chunk.
+  """
+
+  gradients: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+  products_shape: tuple[int, ...]
+  kernel_gradient: Callable[[jax.Array], jax.Array]
+  images: int
+
+
+def _forward(
+  strides: Strides, pads: Pads, x: jax.Array, kernel: jax.Array
+) -> tuple[Callable[[jax.Array], jax.Array], int]:
+  """Returns the convolution of a chunk, and the number of images in a chunk."""
+  size = _output_size(strides, pads, x, kernel)
+  if _suits_winograd(strides, x, kernel, size):
+    values = winograd.transform_kernel(kernel)
+
+    def winograd_convolve(x: jax.Array) -> jax.Array:
+      image = winograd.transform_image(x, kernel.shape[0], pads, size)
+      products = winograd.product(image, values)
+      return winograd.output(products, x.shape[0], size)
+
+    return winograd_convolve, _winograd_images(size, kernel)
+  return (
+    lambda x: _chunk_conv(strides, pads, x, kernel),
+    _images_per_chunk(math.prod(size) * math.prod(kernel.shape[:3]), _CHUNK_BYTES),
+  )
+
+
+def _backward(
+  strides: Strides, pads: Pads, x: jax.Array, kernel: jax.Array, size: tuple[int, int]
+) -> _Backward:
+  """Returns how both gradients of a chunk are computed."""
+  if _suits_winograd(strides, x, kernel, size):
+    # A convolution's transpose is one with the kernel turned around.
+    window = kernel.shape[0]
+    values = winograd.transform_kernel(_turned(kernel))
+    dy_pads = [(window - 1 - low, window - 1 - high) for low, high in pads]
+
+    def gradients(x: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+      image = winograd.transform_image(dy, window, dy_pads, x.shape[1:3])
+      dx = winograd.output(winograd.product(image, values), x.shape[0], x.shape[1:3])
+      tiles = winograd.transform_tiles(x, window)
+      return dx, winograd.transposed_product(image, tiles)
+
+    return _Backward(
+      gradients,
+      ((window + 1) ** 2, kernel.shape[3], kernel.shape[2]),
+      lambda products: _turned(winograd.kernel_gradient(products)),
+      _winograd_images(x.shape[1:3], kernel),
+    )
+  values = math.prod(size) * math.prod(kernel.shape[:2]) * kernel.shape[3]
+  return _Backward(
+    lambda x, dy: _chunk_gradients(strides, pads, x, kernel, dy),
+    kernel.shape,
+    lambda dk: dk,
+    _images_per_chunk(
+      math.prod(size) * math.prod(kernel.shape[:2]) * kernel.shape[3], _CHUNK_BYTES
+    ),
+  )
+
+
+def _turned(kernel: jax.Array) -> jax.Array:
+  """A kernel turned by 180 degrees, with channels and filters exchanged."""
+  return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
+def _suits_winograd(
+  strides: Strides, x: jax.Array, kernel: jax.Array, size: Sequence[int]
+) -> bool:
+  return (
+    strides == (1, 1)
+    and kernel.shape[0] == kernel.shape[1]
+    and kernel.shape[0] in winograd.TRANSFORMS
+    and min(kernel.shape[2:]) >= _WINOGRAD_MIN_CHANNELS
+    and min(size) >= _WINOGRAD_MIN_SIZE
+    and x.shape[0] * math.prod(size) * kernel.size >= _WINOGRAD_MIN_MULTIPLICATIONS
+  )
+
+
+def _winograd_images(size: Sequence[int], kernel: jax.Array) -> int:
+  tiles = math.prod(-(-length // winograd.TILE) for length in size)
+  values = (kernel.shape[0] + 1) ** 2 * tiles * sum(kernel.shape[2:])
+  return _images_per_chunk(values, _WINOGRAD_CHUNK_BYTES)
 
 
 def _chunk_conv(
