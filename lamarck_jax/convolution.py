@@ -545,7 +545,7 @@ def _backward(
       lambda products: _turned(winograd.kernel_gradient(products)),
       _winograd_images(x.shape[1:3], kernel),
     )
-  values = math.prod(size) * math.prod(kernel.shape[:2]) * kernel.shape[3]
+  row = math.prod(size) * math.prod(kernel.shape[:2]) * kernel.shape[3]
   return _Backward(
     lambda x, dy: _chunk_gradients(strides, pads, x, kernel, dy),
     kernel.shape,

@@ -214,15 +214,36 @@ class RunDirectory:
     kept = {f'{evaluation:06d}.safetensors' for evaluation in evaluations}
     with _storing(self._weights):
       for path in self._weights.iterdir():
-        if path.name not in kept and not path.name.startswith('completed_'):
+        if path.name not in kept and not path.name.startswith('complet'):
           path.unlink()
+
+  def write_completing(self, evaluation: int, state: Mapping[str, Any]) -> None:
+    """Writes how far the completion of an individual has come, a tree of arrays."""
+    self._write_variables(f'completing_{evaluation:06d}', state)
+
+  def read_completing(self, evaluation: int) -> dict[str, Any] | None:
+    """Returns what `write_completing` wrote last, or None.
+
+    Raises:
+      DamagedError: If it is not what was written.
+    """
+    name = f'completing_{evaluation:06d}'
+    if not (self._weights / f'{name}.safetensors').exists():
+      return None
+    return self._read_variables(name)
 
   def write_completed(
     self, evaluation: int, outcome: Mapping[str, Any], variables: Mapping[str, Any]
   ) -> None:
-    """Writes the outcome of an individual's completion, and its final weights."""
+    """Writes the outcome of an individual's completion, and its final weights.
+
+    What `write_completing` wrote is removed.
+    """
     self._write_variables(f'completed_{evaluation:06d}', variables)
     _write_json(self._completed / f'{evaluation:06d}.json', outcome)
+    with _storing(self._weights):
+      path = self._weights / f'completing_{evaluation:06d}.safetensors'
+      path.unlink(missing_ok=True)
 
   def read_completed(self, evaluation: int) -> dict[str, Any] | None:
     """Returns what `write_completed` wrote, without the weights, or None."""

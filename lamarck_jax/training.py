@@ -68,6 +68,25 @@ class Targets(NamedTuple):
   total: jax.Array
 
 
+class TrainingState(NamedTuple):
+  """A network between two epochs of its training, on the device.
+
+  Attributes:
+    params: Parameters, by module.
+    batch_stats: Running statistics, by block.
+    opt_state: State of the optimizer, by module.
+  """
+
+  params: dict[str, Any]
+  batch_stats: dict[str, Any]
+  opt_state: dict[str, Any]
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """The variables of the network."""
+    return {'params': self.params, 'batch_stats': self.batch_stats}
+
+
 class BlockPrograms(NamedTuple):
   """The compiled programs of a block.
 
@@ -363,41 +382,78 @@ class Trainer:
     Returns:
       The trained variables, on the device.
     """
-    blocks, head = self._programs(genotype)
-    names = [model.block_name(block) for block in genotype.blocks]
-    all_params, all_stats = jax.device_put(
+    state = self.initial_state(genotype, variables)
+    for epoch, learning_rate in enumerate(learning_rates):
+      state, loss = self.train_epoch(key, genotype, state, epoch, learning_rate)
+      if on_epoch:
+        on_epoch(epoch, loss)
+    return state.variables
+
+  def initial_state(self, genotype: Genotype, variables: Variables) -> TrainingState:
+    """Returns the state before the first epoch, with Adam's moments at zero.
+
+    Args:
+      genotype: The architecture.
+      variables: Its variables; they are left as they are.
+    """
+    modules = [*map(model.block_name, genotype.blocks), model.CLASSIFIER]
+    params, batch_stats = jax.device_put(
       (variables['params'], variables['batch_stats'])
     )
-    params = [all_params[name] for name in names]
-    stats = [all_stats[name] for name in names]
-    head_params = all_params[model.CLASSIFIER]
-    opt_states = [_initial_opt_state(tree) for tree in params]
-    head_opt_state = _initial_opt_state(head_params)
+    opt_state = {name: _initial_opt_state(params[name]) for name in modules}
+    return TrainingState(dict(params), dict(batch_stats), opt_state)
 
-    for epoch, learning_rate in enumerate(learning_rates):
-      order = self._shuffle(jax.random.fold_in(key, epoch))
-      rate = jax.device_put(np.float32(learning_rate))
-      step, total = self._zero_step, self._zero_total
-      for _ in range(self.steps_per_epoch):
-        x, pullbacks = self._images(order, step), []
-        for index, block in enumerate(blocks):
-          x, stats[index], pullback = block.forward(params[index], stats[index], x)
-          pullbacks.append(pullback)
-        targets = Targets(self._labels, order, step, total)
-        gradient, head_params, head_opt_state, step, total = head.train(
-          head_params, x, targets, head_opt_state, rate
+  def train_epoch(
+    self,
+    key: jax.Array,
+    genotype: Genotype,
+    state: TrainingState,
+    epoch: int,
+    learning_rate: float,
+  ) -> tuple[TrainingState, float]:
+    """Trains a network for one epoch.
+
+    Args:
+      key: A JAX random key, the same for all epochs.
+      genotype: The architecture.
+      state: The state before the epoch; its optimizer state cannot be used again.
+      epoch: Index of the epoch, for its permutation.
+      learning_rate: Adam's learning rate.
+
+    Returns:
+      The state after the epoch, and its mean loss.
+    """
+    blocks, head = self._programs(genotype)
+    names = [model.block_name(block) for block in genotype.blocks]
+    params = [state.params[name] for name in names]
+    stats = [state.batch_stats[name] for name in names]
+    opt_states = [state.opt_state[name] for name in names]
+    head_params = state.params[model.CLASSIFIER]
+    head_opt_state = state.opt_state[model.CLASSIFIER]
+
+    order = self._shuffle(jax.random.fold_in(key, epoch))
+    rate = jax.device_put(np.float32(learning_rate))
+    step, total = self._zero_step, self._zero_total
+    for _ in range(self.steps_per_epoch):
+      x, pullbacks = self._images(order, step), []
+      for index, block in enumerate(blocks):
+        x, stats[index], pullback = block.forward(params[index], stats[index], x)
+        pullbacks.append(pullback)
+      targets = Targets(self._labels, order, step, total)
+      gradient, head_params, head_opt_state, step, total = head.train(
+        head_params, x, targets, head_opt_state, rate
+      )
+      for index in reversed(range(len(blocks))):
+        gradient, params[index], opt_states[index] = blocks[index].backward(
+          pullbacks.pop(), gradient, params[index], opt_states[index], rate
         )
-        for index in reversed(range(len(blocks))):
-          gradient, params[index], opt_states[index] = blocks[index].backward(
-            pullbacks.pop(), gradient, params[index], opt_states[index], rate
-          )
-      if on_epoch:
-        on_epoch(epoch, float(total) / self.steps_per_epoch)
 
-    return {
-      'params': dict(zip(names, params), **{model.CLASSIFIER: head_params}),
-      'batch_stats': dict(zip(names, stats)),
-    }
+    state = TrainingState(
+      dict(zip(names, params), **{model.CLASSIFIER: head_params}),
+      dict(zip(names, stats)),
+      dict(zip(names, opt_states), **{model.CLASSIFIER: head_opt_state}),
+    )
+    return state, float(total) / self.steps_per_epoch
 
   def accuracy(self, genotype: Genotype, variables: Variables, split: str) -> float:
     """Returns the share of a split's examples that a network classifies right.

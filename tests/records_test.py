@@ -482,6 +482,7 @@ def _record_all(path: pathlib.Path) -> None:
       directory.write_weights(number, _variables(number))
       directory.append_event(_EVENTS[number])
       directory.keep_weights({number})
+    directory.write_completing(2, _variables(8))
     directory.write_completed(2, {'test_accuracy': 0.5}, _variables(9))
     directory.write_result({'best': 2})
 

@@ -229,8 +229,50 @@ def test_completion_starts_from_the_saved_weights_and_is_not_repeated(
   workdir, result = undisturbed(tiny_config)
   shutil.copytree(workdir, tmp_path / 'run')
   (tmp_path / 'run' / 'result.json').unlink()
-  monkeypatch.setattr(training.Trainer, 'train', lambda *_: pytest.fail('trained'))
+  for method in ('train', 'train_epoch'):
+    monkeypatch.setattr(training.Trainer, method, lambda *_: pytest.fail('trained'))
   assert search.run(tiny_config, tmp_path / 'run') == result
+
+
+@pytest.mark.parametrize('damaged', [False, True])
+def test_an_interrupted_completion_goes_on_from_the_last_epoch_saved(
+  tiny_config, tmp_path, monkeypatch, damaged
+):
+  tiny_config.completion.epochs = (2, 4)
+  tiny_config.completion.learning_rates = (1e-3, 1e-4)
+  tiny_config.budget_epochs = 2
+  tiny_config.checkpoint_epochs = ()
+  desired = search.run(tiny_config, tmp_path / 'undisturbed')
+
+  monkeypatch.setattr(completion, '_SECONDS_BETWEEN_SAVES', 0)
+  train_epoch = training.Trainer.train_epoch
+  epochs = []
+
+  def counted(self, key, genotype, state, epoch, learning_rate):
+    epochs.append(epoch)
+    if epochs == [0, 0, 0, 1, 2, 3]:  # Two evaluations of one epoch went before.
+      raise KeyboardInterrupt
+    return train_epoch(self, key, genotype, state, epoch, learning_rate)
+
+  monkeypatch.setattr(training.Trainer, 'train_epoch', counted)
+  workdir = tmp_path / 'run'
+  with pytest.raises(KeyboardInterrupt):
+    search.run(tiny_config, workdir)
+  (saved,) = (workdir / 'weights').glob('completing_*')
+  if damaged:
+    saved.write_bytes(saved.read_bytes()[:-1] + b'?')
+  epochs.clear()
+  result = search.run(tiny_config, workdir)
+  assert epochs == ([0, 1, 2, 3] if damaged else [3])
+  assert not saved.exists()
+  for checkpoint in (*result['checkpoints'], *desired['checkpoints']):
+    del checkpoint['seconds']
+  assert result['checkpoints'] == desired['checkpoints']
+  assert _weights(workdir) == _weights(tmp_path / 'undisturbed')
+
+
+def _weights(workdir):
+  return {path.name: path.read_bytes() for path in (workdir / 'weights').iterdir()}
 
 
 def test_completed_weights_reach_the_recorded_test_accuracy(tiny_config, undisturbed):
