@@ -550,9 +550,7 @@ def _backward(
     lambda x, dy: _chunk_gradients(strides, pads, x, kernel, dy),
     kernel.shape,
     lambda dk: dk,
-    _images_per_chunk(
-      math.prod(size) * math.prod(kernel.shape[:2]) * kernel.shape[3], _CHUNK_BYTES
-    ),
+    _images_per_chunk(row, _CHUNK_BYTES),
   )
 
 
