@@ -208,3 +208,16 @@ def test_programs_are_compiled_once_and_without_warnings(tiny_dataset):
     trained = trainer.train(KEY, genotype, variables, [1e-3])
     trainer.accuracy(genotype, trained, 'validation')
   assert training._compiled.cache_info().misses == misses
+
+
+def test_traces_of_blocks_long_dropped_are_forgotten(tiny_dataset, monkeypatch):
+  cleared = []
+  monkeypatch.setattr(training.jax, 'clear_caches', lambda: cleared.append(True))
+  monkeypatch.setattr(training, 'MAX_BLOCKS_IN_MEMORY', 4)
+  monkeypatch.setattr(training, '_num_traced', 0)
+  trainer = training.Trainer(tiny_dataset, batch_size=16)
+  trainer.compile(Genotype.parse('3c1'))  # A block and the classifier.
+  assert not cleared
+  for _ in range(2):
+    trainer.compile(Genotype.parse('5c1 6c1'))
+  assert len(cleared) == 1
