@@ -115,7 +115,7 @@ def main() -> None:
       if process.returncode:
         raise SystemExit(f'the undisturbed search failed: {stderr}')
       # Long enough for some evaluations, short enough for many kills.
-      longest = 0.4 * (time.monotonic() - begin)
+      longest = 0.25 * (time.monotonic() - begin)
       kills, lost = disturb(killed, seed, overrides, longest)
       same = contents(alone) == contents(killed)
       num_evaluations = len(read_events(killed))

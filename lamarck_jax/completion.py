@@ -13,9 +13,8 @@ from lamarck_jax.errors import DamagedError
 from lamarck_jax.evolution import Individual
 from lamarck_jax.training import Trainer, TrainingState
 
-# A crash loses no more of a completion than this; at the paper's size a save takes some
-# tenths of a second.
-_SECONDS_BETWEEN_SAVES = 30.0
+# Saves on the way may take this share of the time.
+_SAVING_SHARE = 0.05
 
 
 def schedule(config: config_dict.ConfigDict) -> list[float]:
@@ -66,12 +65,14 @@ def complete(
   start = time.monotonic()
   genotype = individual.genotype
   state, first_epoch = _restore(individual, directory, trainer)
-  saved = start
+  last_save, save_seconds = start, 0.0
   for epoch in range(first_epoch, len(learning_rates)):
     state, _ = trainer.train_epoch(key, genotype, state, epoch, learning_rates[epoch])
-    if time.monotonic() - saved >= _SECONDS_BETWEEN_SAVES:
+    now = time.monotonic()
+    if save_seconds <= _SAVING_SHARE * (now - last_save):
       _save(individual, directory, state, epoch + 1)
-      saved = time.monotonic()
+      last_save = time.monotonic()
+      save_seconds = last_save - now
   variables = state.variables
   outcome = {
     'evaluation': individual.evaluation,
