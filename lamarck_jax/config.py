@@ -67,7 +67,7 @@ def get_config(
   config.search_space.max_downsampling = 3  # Most blocks with a stride above 1.
 
   config.dataset = config_dict.ConfigDict()
-  config.dataset.name = ''  # 'digits', or a name of tensorflow-datasets.
+  config.dataset.name = ''  # 'digits', npz:FILE, folder:DIR, or tfds's name.
   config.dataset.data_dir = config_dict.placeholder(str)  # None: tfds's own.
   config.dataset.manual_dir = config_dict.placeholder(str)  # Official archives.
   config.dataset.num_train = config_dict.placeholder(int)  # None: all.
@@ -123,7 +123,11 @@ def validate(config: config_dict.ConfigDict) -> None:
     raise _error(config, 'search_space.kernel_sizes', 'odd sizes')
   _integer(config, 'search_space.max_downsampling', 0)
 
-  _name(config, 'dataset.name', "'digits' or a name of tensorflow-datasets")
+  _name(
+    config,
+    'dataset.name',
+    'digits, npz:FILE, folder:DIR or a name of tensorflow-datasets',
+  )
   for field in LOCATIONS:
     if _get(config, field) is not None:
       _name(config, field, 'a directory')

@@ -1,9 +1,10 @@
 """Image data sets as arrays: training, validation and test split.
 
-`digits` comes with scikit-learn. Every other name is a tfds data set, which is
-read without TensorFlow. The data sets of the paper are downloaded and prepared on
-first use. The decoded arrays are cached beside the prepared data, so that a second
-start reads 60,000 images in about a second.
+`digits` comes with scikit-learn. `npz:FILE` and `folder:DIR` are a user's own images
+(`lamarck_jax.own_data`). Every other name is a tfds data set, which is read without
+TensorFlow. The data sets of the paper are downloaded and prepared on first use. The
+decoded arrays are cached beside the prepared data, so that a second start reads 60,000
+images in about a second.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ import uuid
 from absl import logging
 import numpy as np
 
-from lamarck_jax import tfds_preparation
+from lamarck_jax import images as images_lib
+from lamarck_jax import own_data, tfds_preparation
 from lamarck_jax.tfds_preparation import DatasetError
 
 __all__ = ['Dataset', 'DatasetError', 'Split', 'load']
@@ -34,9 +36,6 @@ _READ_BLOCK = 1_000  # Examples.
 _CACHE_DIR_NAME = 'lamarck_jax_cache'
 _CACHED_ARRAYS = ('train_images', 'train_labels', 'test_images', 'test_labels')
 _CACHE_FORMAT = 1  # To be raised when the cached arrays would differ.
-
-# What tfds's image feature holds; Pillow's other readers are not for data.
-_IMAGE_FORMATS = ('PNG', 'JPEG', 'GIF', 'BMP')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +111,9 @@ def load(
   360 are for testing, and by default 300 for validation, which leaves 1,137.
 
   Args:
-    name: `digits`, or the tfds name of an image classification data set. `mnist`,
-      `fashion_mnist`, `cifar10` and `cifar100` are prepared on first use, any other
-      must have been prepared.
+    name: `digits`, `npz:FILE` or `folder:DIR` (see `own_data`), or the tfds name of
+      an image classification data set. `mnist`, `fashion_mnist`, `cifar10` and
+      `cifar100` are prepared on first use, any other must have been prepared.
     data_dir: tfds's data folder; None: tfds's default, which is $TFDS_DATA_DIR or
       else ~/tensorflow_datasets.
     manual_dir: Folder with official archives, to be used instead of a download;
@@ -140,7 +139,11 @@ def load(
     source = _load_digits(image_size)
     default_validation = _DIGITS_VALIDATION
   else:
-    source = _load_tfds(name, data_dir, manual_dir, image_size)
+    if name.startswith(own_data.PREFIXES):
+      own = own_data.load(name, image_size)
+      source = _Source(Split(*own.train), Split(*own.test), own.class_names)
+    else:
+      source = _load_tfds(name, data_dir, manual_dir, image_size)
     default_validation = min(_MAX_VALIDATION, max(1, len(source.train.labels) // 10))
   if num_validation is None:
     num_validation = default_validation
@@ -186,33 +189,13 @@ def _load_digits(image_size: int | None) -> _Source:
   order = np.random.RandomState(_DIGITS_SEED).permutation(len(digits.target))
   images = np.rint(digits.images[order] * (255 / 16)).astype(np.uint8)[..., np.newaxis]
   if image_size is not None:
-    images = np.stack([_resize(image, image_size) for image in images])
+    images = np.stack([images_lib.resize(image, image_size) for image in images])
   labels = digits.target[order].astype(np.int32)
   return _Source(
     train=Split(images[:-_DIGITS_TEST], labels[:-_DIGITS_TEST]),
     test=Split(images[-_DIGITS_TEST:], labels[-_DIGITS_TEST:]),
     class_names=tuple(str(name) for name in digits.target_names),
   )
-
-
-def _resize(image: np.ndarray, image_size: int) -> np.ndarray:
-  """Returns the image with that many pixels per side, by area averaging.
-
-  Args:
-    image: uint8 [height, width, channels], of 1 or 3 channels.
-    image_size: Pixels per side.
-
-  Returns:
-    uint8 [image_size, image_size, channels].
-  """
-  from PIL import Image
-
-  # Pillow wants [height, width] for one channel.
-  pixels = image[..., 0] if image.shape[-1] == 1 else image
-  resized = Image.fromarray(pixels).resize(
-    (image_size, image_size), Image.Resampling.BOX
-  )
-  return np.asarray(resized).reshape(image_size, image_size, image.shape[-1])
 
 
 # ------------------------------------------------------------------------------
@@ -456,14 +439,9 @@ def _read_tfrecord(path: pathlib.Path) -> Iterator[bytes]:
 
 def _decode_image(encoded: bytes, layout: _Layout) -> np.ndarray:
   """Returns the image, uint8 [height, width, channels] as the layout says."""
-  from PIL import Image
-
-  channels = layout.image_shape[-1]
-  with Image.open(io.BytesIO(encoded), formats=_IMAGE_FORMATS) as image:
-    pixels = np.asarray(image.convert('L' if channels == 1 else 'RGB'))
-  pixels = pixels.reshape(*pixels.shape[:2], channels)
+  pixels = images_lib.decode(io.BytesIO(encoded), layout.image_shape[-1])
   if layout.image_size is not None:
-    return _resize(pixels, layout.image_size)
+    return images_lib.resize(pixels, layout.image_size)
   if pixels.shape != layout.image_shape:
     raise ValueError(f'image of shape {pixels.shape}, not {layout.image_shape}')
   return pixels
