@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from lamarck_jax.evolution import EvolutionState, ask, init, tell
+  from lamarck_jax.export import Network, load
   from lamarck_jax.genotype import Block, Genotype, SearchSpace, random_genotype
   from lamarck_jax.inheritance import inherit
   from lamarck_jax.model import ConvBlock, ConvNet, init_variables
@@ -24,6 +25,7 @@ _MODULES = {
   'ConvNet': 'model',
   'EvolutionState': 'evolution',
   'Genotype': 'genotype',
+  'Network': 'export',
   'NotApplicable': 'mutation',
   'SearchSpace': 'genotype',
   'Trainer': 'training',
@@ -31,6 +33,7 @@ _MODULES = {
   'inherit': 'inheritance',
   'init': 'evolution',
   'init_variables': 'model',
+  'load': 'export',
   'mutate': 'mutation',
   'random_genotype': 'genotype',
   'run': 'search',

@@ -25,7 +25,7 @@ from lamarck_jax import images as images_lib
 from lamarck_jax import own_data, tfds_preparation
 from lamarck_jax.tfds_preparation import DatasetError
 
-__all__ = ['Dataset', 'DatasetError', 'Split', 'load']
+__all__ = ['Dataset', 'DatasetError', 'Split', 'channel_statistics', 'load']
 
 _MAX_VALIDATION = 5_000  # Examples, the paper's number.
 _DIGITS_TEST = 360
@@ -151,6 +151,23 @@ def load(
     name, source.train, num_train, num_validation
   )
   return Dataset(name, train, validation, source.test, source.class_names)
+
+
+def channel_statistics(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns mean and standard deviation of every channel.
+
+  Args:
+    pixels: uint8 [num_examples, height, width, channels].
+
+  Returns:
+    float32 [channels] each. A constant channel gets a deviation of one.
+  """
+  mean = pixels.mean(axis=(0, 1, 2), dtype=np.float64)
+  mean_square = np.einsum(
+    'nhwc,nhwc->c', pixels, pixels, dtype=np.float64, casting='safe'
+  ) / (pixels.size / pixels.shape[-1])
+  std = np.sqrt(np.maximum(mean_square - mean**2, 0))
+  return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
 
 
 def _split_off_validation(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lamarck_jax import model
+from lamarck_jax import datasets, model
 from lamarck_jax.datasets import Dataset
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
@@ -343,7 +343,7 @@ class Trainer:
       self._examples[name] = range(start, start + len(split.labels))
       start += len(split.labels)
 
-    mean, std = _channel_statistics(dataset.train.images)
+    mean, std = datasets.channel_statistics(dataset.train.images)
     self._pixels, self._labels, self._mean, self._std = jax.device_put(
       (
         np.concatenate([split.images for split in splits.values()]),
@@ -567,20 +567,3 @@ def _initial_opt_state(params: Any) -> Any:
     lambda leaf: np.zeros(leaf.shape, leaf.dtype), _opt_state_shapes(params)
   )
   return jax.device_put(zeros, may_alias=False)
-
-
-def _channel_statistics(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns mean and standard deviation of every channel.
-
-  Args:
-    pixels: uint8 [num_examples, height, width, channels].
-
-  Returns:
-    float32 [channels] each. A constant channel gets a deviation of one.
-  """
-  mean = pixels.mean(axis=(0, 1, 2), dtype=np.float64)
-  mean_square = np.einsum(
-    'nhwc,nhwc->c', pixels, pixels, dtype=np.float64, casting='safe'
-  ) / (pixels.size / pixels.shape[-1])
-  std = np.sqrt(np.maximum(mean_square - mean**2, 0))
-  return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)

@@ -31,9 +31,8 @@ def tiny_dataset() -> datasets.Dataset:
   return datasets.Dataset('tiny', split(72), split(21), split(19), ('a', 'b', 'c'))
 
 
-@pytest.fixture
-def tiny_config() -> config_dict.ConfigDict:
-  """A search of eight evaluations of an epoch on some of the digits."""
+def make_tiny_config() -> config_dict.ConfigDict:
+  """Returns a search of eight evaluations of an epoch on some of the digits."""
   result = config.get_config()
   with result.unlocked():
     result.seed = 1
@@ -51,6 +50,12 @@ def tiny_config() -> config_dict.ConfigDict:
   result.completion.epochs = (1, 2)
   result.completion.learning_rates = (1e-3, 1e-4)
   return result
+
+
+@pytest.fixture
+def tiny_config() -> config_dict.ConfigDict:
+  """The search of `make_tiny_config`."""
+  return make_tiny_config()
 
 
 def _make_run(seed, fitness, accuracies):

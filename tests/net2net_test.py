@@ -226,7 +226,7 @@ def test_a_new_block_is_nearly_the_identity_in_training_mode_too():
   assert {lineage: len(s[0]) for lineage, s in statistics.items()} == {0: 6, 1: 8}
   first, second = parent.blocks
   child = Genotype((first, Block(12, 3, 1, 2), second), 3)
-  mean, std = training._channel_statistics(split.images)
+  mean, std = datasets.channel_statistics(split.images)
   x = jnp.asarray((split.images - mean) / std)
 
   def error(output_statistics):

@@ -1,0 +1,261 @@
+"""Takes the best network of a search home, to be used without this package's training.
+
+  python -m lamarck_jax.export WORKDIR --out=DIR
+
+The folder has the network as a program (`jax.export`, StableHLO, for any batch size, on
+CPU, GPU and TPU), its weights (safetensors), and what they mean (JSON):
+
+  network = lamarck_jax.load('DIR')
+  probabilities = network(images)  # uint8 [batch, height, width, channels]
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from absl import flags
+from flax import traverse_util
+import jax
+import jax.export
+import jax.numpy as jnp
+from ml_collections import config_dict
+import numpy as np
+import safetensors.numpy
+
+from lamarck_jax import command, datasets, model, records
+from lamarck_jax.errors import UserError
+from lamarck_jax.genotype import Genotype
+
+FORMAT_VERSION = 1
+PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+
+_PROGRAM, _WEIGHTS, _DESCRIPTION = (
+  'network.stablehlo',
+  'weights.safetensors',
+  'network.json',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A trained network, ready for images.
+
+  Attributes:
+    genotype: Its architecture.
+    image_shape: Height, width and channels of the images it takes.
+    class_names: Names of the classes, in the order of the probabilities.
+    mean: What is subtracted from every channel, in units of uint8.
+    std: By what it is divided then.
+    test_accuracy: As the search measured it; None if it was not completed.
+    predict: uint8 [batch, height, width, channels] -> float32 [batch, classes].
+  """
+
+  genotype: Genotype
+  image_shape: tuple[int, int, int]
+  class_names: tuple[str, ...]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  test_accuracy: float | None
+  predict: Callable[[Any], jax.Array] = dataclasses.field(repr=False, compare=False)
+
+  def __call__(self, images: Any) -> np.ndarray:
+    """Returns the probability of each class.
+
+    Args:
+      images: uint8 [batch, *image_shape], one or more.
+
+    Returns:
+      float32 [batch, len(class_names)].
+
+    Raises:
+      ValueError: If the images are of another shape or type, or none.
+    """
+    images = np.asarray(images)
+    shape = images.shape[1:]
+    if images.dtype != np.uint8 or shape != self.image_shape or not len(images):
+      raise ValueError(
+        f'got {images.dtype} {list(images.shape)}, want uint8 [batch,'
+        f' {", ".join(map(str, self.image_shape))}]'
+      )
+    return np.asarray(self.predict(images))
+
+
+def load(path: str | os.PathLike[str]) -> Network:
+  """Returns the network of an exported folder or of a finished search.
+
+  Args:
+    path: What `export` wrote, or a run directory. Of a run directory the network of
+      the largest budget is taken, and the data set is read, for its mean and deviation.
+
+  Raises:
+    UserError: If it is neither, or a file is not what was written.
+  """
+  path = pathlib.Path(path)
+  if (path / _DESCRIPTION).exists():
+    return _load_exported(path)
+  return _load_run(path)[0]
+
+
+def export(workdir: str | os.PathLike[str], out: str | os.PathLike[str]) -> Network:
+  """Writes the network of a finished search to a folder.
+
+  Args:
+    workdir: The run directory.
+    out: The folder; made if it is not there.
+
+  Returns:
+    The network.
+
+  Raises:
+    UserError: If the search is not finished, or the folder cannot be written.
+  """
+  network, variables = _load_run(pathlib.Path(workdir))
+  (batch,) = jax.export.symbolic_shape('batch')
+  images = jax.ShapeDtypeStruct((batch, *network.image_shape), jnp.uint8)
+  program = jax.export.export(jax.jit(network.predict), platforms=PLATFORMS)(images)
+  description = {
+    'format_version': FORMAT_VERSION,
+    'architecture': str(network.genotype),
+    **records.genotype_to_json(network.genotype),
+    'image_shape': network.image_shape,
+    'class_names': network.class_names,
+    'mean': network.mean,
+    'std': network.std,
+    'test_accuracy': network.test_accuracy,
+  }
+  leaves = traverse_util.flatten_dict(variables, sep='/')
+  weights = {name: np.asarray(leaf, order='C') for name, leaf in leaves.items()}
+  out = pathlib.Path(out)
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _PROGRAM).write_bytes(program.serialize())
+    (out / _WEIGHTS).write_bytes(safetensors.numpy.save(weights))
+    (out / 'README.md').write_text(_readme(network))
+    # Last, since it makes the folder one that `load` takes.
+    (out / _DESCRIPTION).write_text(json.dumps(description, indent=2) + '\n')
+  except OSError as error:
+    raise UserError(f'out: {out}: {error.strerror}') from error
+  return network
+
+
+def _load_run(path: pathlib.Path) -> tuple[Network, dict[str, Any]]:
+  """Returns the network of a run directory, and its variables."""
+  if not (path / 'config.json').exists():
+    raise UserError(
+      f'path: {path} has neither {_DESCRIPTION} nor config.json: want what was exported,'
+      ' or a run directory'
+    )
+  config = config_dict.ConfigDict(records.read_config(path))
+  result = records.read_result(path)
+  if result is None:
+    raise UserError(f'workdir: {path} has no result.json: its search is not finished')
+  directory = records.RunDirectory(path, config.to_dict())
+  if result['checkpoints']:
+    chosen = result['checkpoints'][-1]
+    variables = directory.read_completed_weights(chosen['evaluation'])
+  else:
+    chosen = result['best']
+    variables = directory.read_weights(chosen['evaluation'])
+  genotype = records.genotype_from_json(chosen)
+  dataset = datasets.load(**config.dataset)
+  channels = dataset.image_shape[-1]
+  try:
+    model.check_variables(variables, genotype, channels, dataset.num_classes)
+  except ValueError as error:
+    raise UserError(f'weights: {path}: {error}') from error
+  mean, std = datasets.channel_statistics(dataset.train.images)
+  network = model.ConvNet(
+    genotype,
+    dataset.num_classes,
+    dtype=jnp.dtype(config.compute_dtype).type,
+    conv_general_dilated=jax.lax.conv_general_dilated,
+  )
+
+  def predict(images: jax.Array) -> jax.Array:
+    x = ((images.astype(jnp.float32) - mean) / std).astype(network.dtype)
+    logits: Any = network.apply(variables, x)
+    return jax.nn.softmax(logits)
+
+  return (
+    Network(
+      genotype,
+      dataset.image_shape,
+      dataset.class_names,
+      tuple(map(float, mean)),
+      tuple(map(float, std)),
+      chosen.get('test_accuracy'),
+      jax.jit(predict),
+    ),
+    variables,
+  )
+
+
+def _load_exported(path: pathlib.Path) -> Network:
+  try:
+    description = json.loads((path / _DESCRIPTION).read_text())
+    if description['format_version'] != FORMAT_VERSION:
+      raise UserError(
+        f'{path / _DESCRIPTION}: format_version is {description["format_version"]!r},'
+        f' want {FORMAT_VERSION}'
+      )
+    program = jax.export.deserialize(bytearray((path / _PROGRAM).read_bytes()))
+    return Network(
+      records.genotype_from_json(description),
+      tuple(description['image_shape']),
+      tuple(description['class_names']),
+      tuple(description['mean']),
+      tuple(description['std']),
+      description['test_accuracy'],
+      program.call,
+    )
+  except UserError:
+    raise
+  except Exception as error:  # Deserialisation raises all kinds on damaged files.
+    reason = ' '.join(str(error).split()) or type(error).__name__
+    raise UserError(f'{path}: not what was exported: {reason}') from error
+
+
+def _readme(network: Network) -> str:
+  shape = ', '.join(map(str, network.image_shape))
+  accuracy = (
+    'not tested'
+    if network.test_accuracy is None
+    else f'test accuracy {network.test_accuracy:.4f}'
+  )
+  return f"""# {network.genotype}
+
+A convolutional network found by Lamarckian evolution; {accuracy}. The blocks, from
+input to output: number of filters, `c` and the kernel size, `s2` where the stride is 2.
+
+- `{_PROGRAM}`: uint8 images [batch, {shape}] to probabilities, a program that
+  `jax.export` has serialised
+- `{_WEIGHTS}`: kernels (height, width, channels, filters), biases, batch normalisation
+- `{_DESCRIPTION}`: architecture, names of the {len(network.class_names)} classes, mean
+  and deviation of the channels
+
+```python
+import jax.export, numpy as np
+
+program = jax.export.deserialize(bytearray(open('{_PROGRAM}', 'rb').read()))
+images = np.zeros((1, {shape}), np.uint8)
+print(np.argmax(program.call(images), axis=-1))
+```
+
+With the package: `lamarck_jax.load('.')(images)`.
+"""
+
+
+def main(argv: Sequence[str]) -> None:
+  """Exports the network of the run directory that is given."""
+  if len(argv) != 2 or not flags.FLAGS.out:
+    raise UserError('arguments: want WORKDIR --out=DIR')
+  network = export(argv[1], flags.FLAGS.out)
+  print(f'{network.genotype} is in {flags.FLAGS.out}')
+
+
+if __name__ == '__main__':
+  flags.DEFINE_string('out', None, 'Folder for the network.')
+  command.run(main)

@@ -1,0 +1,125 @@
+"""The network to take home equals the one that was found."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import lamarck_jax
+from lamarck_jax import datasets, export, records, search
+from lamarck_jax.errors import UserError
+from tests import conftest
+
+# Without this project: what it exports must stand alone.
+_ALONE = """
+import sys, jax.export, numpy as np
+sys.modules['lamarck_jax'] = None
+program = jax.export.deserialize(bytearray(open('network.stablehlo', 'rb').read()))
+images = np.load('images.npy')
+np.save('probabilities.npy', program.call(images))
+"""
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """Configuration and directory of a finished search, and what it exports."""
+  config = conftest.make_tiny_config()
+  config.budget_epochs = 3
+  config.checkpoint_epochs = (2,)
+  workdir = tmp_path_factory.mktemp('export') / 'run'
+  search.run(config, workdir)
+  out = workdir.parent / 'out'
+  export.export(workdir, out)
+  return config, workdir, out
+
+
+def test_the_exported_network_has_the_recorded_test_accuracy(finished):
+  config, workdir, out = finished
+  test = datasets.load(**config.dataset).test
+  np.save(out / 'images.npy', test.images)
+  subprocess.run([sys.executable, '-c', _ALONE], cwd=out, check=True, timeout=120)
+  probabilities = np.load(out / 'probabilities.npy')
+  np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+  accuracy = np.mean(probabilities.argmax(-1) == test.labels)
+  checkpoint = records.read_result(workdir)['checkpoints'][-1]
+  assert accuracy == pytest.approx(checkpoint['test_accuracy'], abs=1e-9)
+  for path in (out, workdir):
+    network = lamarck_jax.load(path)
+    np.testing.assert_allclose(network(test.images), probabilities, atol=1e-6)
+    assert network.test_accuracy == checkpoint['test_accuracy']
+    assert network.class_names == tuple('0123456789')
+
+
+def test_any_number_of_images_can_be_classified_and_nothing_else(finished):
+  _, _, out = finished
+  network = lamarck_jax.load(out)
+  images = np.random.default_rng(0).integers(0, 256, (5, *network.image_shape))
+  images = images.astype(np.uint8)
+  together = network(images)
+  alone = np.concatenate([network(images[i : i + 1]) for i in range(5)])
+  np.testing.assert_allclose(together, alone, atol=1e-6)
+  for wrong in (images.astype(np.float32), images[:, 1:], images[0], images[:0]):
+    with pytest.raises(ValueError, match='want uint8'):
+      network(wrong)
+
+
+def test_the_description_and_the_weights_are_those_of_the_search(finished):
+  config, workdir, out = finished
+  description = json.loads((out / 'network.json').read_text())
+  checkpoint = records.read_result(workdir)['checkpoints'][-1]
+  assert description['genotype'] == checkpoint['genotype']
+  images = datasets.load(**config.dataset).train.images
+  np.testing.assert_allclose(description['mean'], images.mean((0, 1, 2)), rtol=1e-6)
+  np.testing.assert_allclose(description['std'], images.std((0, 1, 2)), rtol=1e-6)
+  assert 'classifier/dense' in (out / 'weights.safetensors').read_bytes().decode(
+    'latin-1'
+  )
+  assert 'network.stablehlo' in (out / 'README.md').read_text()
+
+
+def test_the_program_of_the_readme_runs(finished):
+  _, _, out = finished
+  program = (out / 'README.md').read_text().split('```')[1].removeprefix('python\n')
+  result = subprocess.run(
+    [sys.executable, '-c', program],
+    cwd=out,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=True,
+  )
+  assert len(result.stdout.strip('[]\n')) == 1
+
+
+def test_without_completion_the_best_network_is_exported(finished, tmp_path):
+  config, _, _ = finished
+  config = config.copy_and_resolve_references()
+  config.completion.enabled = False
+  result = search.run(config, tmp_path / 'run')
+  network = export.export(tmp_path / 'run', tmp_path / 'out')
+  assert network.test_accuracy is None
+  assert network.genotype == records.genotype_from_json(result['best'])
+  split = datasets.load(**config.dataset).validation
+  accuracy = np.mean(network(split.images).argmax(-1) == split.labels)
+  assert accuracy == pytest.approx(result['best']['fitness'], abs=1e-9)
+
+
+@pytest.mark.parametrize('how', ['nowhere', 'unfinished', 'damaged', 'later format'])
+def test_what_cannot_be_loaded_is_named(finished, tmp_path, how):
+  _, workdir, out = finished
+  path = tmp_path / 'own'
+  if how == 'unfinished':
+    shutil.copytree(workdir, path)
+    (path / 'result.json').unlink()
+  elif how != 'nowhere':
+    shutil.copytree(out, path)
+    if how == 'damaged':
+      (path / 'network.stablehlo').write_bytes(b'damaged')
+    else:
+      (path / 'network.json').write_text('{"format_version": 99}')
+  with pytest.raises(UserError, match='own') as raised:
+    lamarck_jax.load(path)
+  assert '\n' not in str(raised.value)
