@@ -145,8 +145,8 @@ def _load_run(path: pathlib.Path) -> tuple[Network, dict[str, Any]]:
   """Returns the network of a run directory, and its variables."""
   if not (path / 'config.json').exists():
     raise UserError(
-      f'path: {path} has neither {_DESCRIPTION} nor config.json: want what was exported,'
-      ' or a run directory'
+      f'path: {path} has neither {_DESCRIPTION} nor config.json: want what was'
+      ' exported, or a run directory'
     )
   config = config_dict.ConfigDict(records.read_config(path))
   result = records.read_result(path)
