@@ -66,8 +66,8 @@ def start_and_wait_for_events(command, workdir, count):
 
 
 @pytest.fixture(scope='module')
-def undisturbed(shared_compilation_cache, tmp_path_factory):
-  """Directory of a search of 16 evaluations that ran through."""
+def undisturbed_run(shared_compilation_cache, tmp_path_factory):
+  """Directory and process of a search of 16 evaluations that ran through."""
   workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
   result = run(
     [
@@ -80,19 +80,23 @@ def undisturbed(shared_compilation_cache, tmp_path_factory):
     f'--workdir={workdir}',
   )
   assert result.returncode == 0, result.stderr
-  return workdir
+  return workdir, result
 
 
-def test_a_search_prints_progress_and_what_it_found(command, tmp_path):
-  workdir = tmp_path / 'run'
-  result = run(command, *TINY, f'--workdir={workdir}')
-  assert result.returncode == 0, result.stderr
+@pytest.fixture
+def undisturbed(undisturbed_run):
+  """Directory of a search of 16 evaluations that ran through."""
+  return undisturbed_run[0]
+
+
+def test_a_search_prints_progress_and_what_it_found(undisturbed_run):
+  workdir, result = undisturbed_run
   lines = [line for line in result.stderr.splitlines() if line.startswith('epoch ')]
-  assert len(lines) == 6
-  assert lines[-1].startswith('epoch 6/6  evaluation 5')
+  assert len(lines) == 16
+  assert lines[-1].startswith('epoch 16/16  evaluation 15')
   assert 'best network' in result.stdout
   assert 'after 3 epochs' in result.stdout
-  assert 'after 6 epochs' in result.stdout
+  assert 'after 16 epochs' in result.stdout
   assert str(workdir) in result.stdout
 
 

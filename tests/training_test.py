@@ -60,9 +60,9 @@ def random_network(seed: int, num_mutations: int) -> Genotype:
   return genotype
 
 
-@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('seed', range(3))
 def test_losses_of_chained_blocks_equal_those_of_the_whole_network(tiny_dataset, seed):
-  genotype = random_network(seed, num_mutations=6)
+  genotype = random_network(seed, num_mutations=5)
   variables = model.init_variables(KEY, genotype, 1, 3)
   # One step an epoch, so that an epoch's loss is a step's; the rest is dropped.
   trainer = training.Trainer(tiny_dataset, batch_size=40)
@@ -138,21 +138,21 @@ def test_learning_rates_are_those_of_each_epoch(tiny_dataset):
   np.testing.assert_array_equal(kernel([1e-3, 0.0]), kernel([1e-3]))
 
 
-@pytest.mark.parametrize('split', ['train', 'validation', 'test'])
 @pytest.mark.parametrize('batch_size', [2, 10, 64])
-def test_evaluation_counts_every_example_once(tiny_dataset, split, batch_size):
+def test_evaluation_counts_every_example_once(tiny_dataset, batch_size):
   genotype = Genotype.parse('8c3 4c1s2')
   trainer = training.Trainer(tiny_dataset, batch_size=batch_size)
   variables = trainer.train(
     KEY, genotype, model.init_variables(KEY, genotype, 1, 3), [1e-2]
   )
-  examples = getattr(tiny_dataset, split)
   pixels = tiny_dataset.train.images.astype(np.float64)
-  images = (examples.images - pixels.mean()) / pixels.std()
   network = model.ConvNet(genotype, 3)
-  logits = network.apply(variables, jnp.asarray(images, jnp.float32))
-  correct = np.asarray(logits).argmax(-1) == examples.labels
-  assert trainer.accuracy(genotype, variables, split) == correct.mean()
+  for split in ('train', 'validation', 'test'):
+    examples = getattr(tiny_dataset, split)
+    images = (examples.images - pixels.mean()) / pixels.std()
+    logits = network.apply(variables, jnp.asarray(images, jnp.float32))
+    correct = np.asarray(logits).argmax(-1) == examples.labels
+    assert trainer.accuracy(genotype, variables, split) == correct.mean()
 
 
 def test_an_epoch_is_a_fresh_permutation_and_drops_the_remainder(tiny_dataset):
