@@ -113,7 +113,7 @@ def _restore(
     leaves = [saved[name] for name in sorted(saved)]
     saved_state = jax.tree.unflatten(jax.tree.structure(state), leaves)
     jax.tree.map(_check_leaf, state, saved_state)
-  except (DamagedError, KeyError, TypeError, ValueError) as error:
+  except (DamagedError, LookupError, TypeError, ValueError) as error:
     logging.warning('%s; completing from the start', error)
     return state, 0
   # Copies, which the optimizer's programs may overwrite.

@@ -282,7 +282,6 @@ def _patch_conv_moments(
   n = x.shape[0]
   height, width = _output_size(strides, pads, x, kernel)
   filters = kernel.shape[3]
-
   convolve, images = _forward(strides, pads, x, kernel)
 
   def body(chunk: Any, carry: Any, start: Any) -> Any:
@@ -322,7 +321,6 @@ def _patch_conv(
 ) -> jax.Array:
   n = x.shape[0]
   height, width = _output_size(strides, pads, x, kernel)
-
   convolve, images = _forward(strides, pads, x, kernel)
 
   def body(chunk: Callable[[jax.Array], jax.Array], y: jax.Array, start: Any) -> Any:
@@ -355,7 +353,6 @@ def _patch_conv_gradients(
   """
   n, height, width, filters = dy[0].shape
   window = kernel.shape[:2]
-
   form = _backward(strides, pads, x, kernel, (height, width))
 
   def both(chunk: Any, carry: Any, start: Any) -> Any:
@@ -573,7 +570,7 @@ def _suits_winograd(
 
 
 def _winograd_images(size: Sequence[int], kernel: jax.Array) -> int:
-  tiles = math.prod(-(-length // winograd.TILE) for length in size)
+  tiles = math.prod(winograd.num_tiles(size))
   values = (kernel.shape[0] + 1) ** 2 * tiles * sum(kernel.shape[2:])
   return _images_per_chunk(values, _WINOGRAD_CHUNK_BYTES)
 

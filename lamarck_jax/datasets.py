@@ -23,7 +23,7 @@ import numpy as np
 
 from lamarck_jax import images as images_lib
 from lamarck_jax import own_data, tfds_preparation
-from lamarck_jax.tfds_preparation import DatasetError
+from lamarck_jax.errors import DatasetError
 
 __all__ = ['Dataset', 'DatasetError', 'Split', 'channel_statistics', 'load']
 

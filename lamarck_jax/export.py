@@ -32,11 +32,9 @@ from lamarck_jax.genotype import Genotype
 FORMAT_VERSION = 1
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
-_PROGRAM, _WEIGHTS, _DESCRIPTION = (
-  'network.stablehlo',
-  'weights.safetensors',
-  'network.json',
-)
+_PROGRAM = 'network.stablehlo'
+_WEIGHTS = 'weights.safetensors'
+_DESCRIPTION = 'network.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +124,7 @@ def export(workdir: str | os.PathLike[str], out: str | os.PathLike[str]) -> Netw
     'std': network.std,
     'test_accuracy': network.test_accuracy,
   }
-  leaves = traverse_util.flatten_dict(variables, sep='/')
-  weights = {name: np.asarray(leaf, order='C') for name, leaf in leaves.items()}
+  weights = traverse_util.flatten_dict(variables, sep='/')
   out = pathlib.Path(out)
   try:
     out.mkdir(parents=True, exist_ok=True)

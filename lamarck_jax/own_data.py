@@ -6,22 +6,23 @@
 Without a test split a sixth of the images is set aside for it, in every class.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import os
 import pathlib
 from typing import NamedTuple
-import zipfile
 
 import numpy as np
 
 from lamarck_jax import images as images_lib
-from lamarck_jax.tfds_preparation import DatasetError
+from lamarck_jax.errors import DatasetError
 
 MIN_SIZE, MAX_SIZE = 8, 256  # Pixels.
 PREFIXES = ('npz:', 'folder:')
 
 _TEST_SHARE = 6  # One in so many.
 _SEED = 0
+_WANTED = {'npz': 'an npz file', 'folder': 'a folder with train/<class>/ in it'}
 _SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif')
 
 
@@ -52,7 +53,12 @@ def load(name: str, image_size: int | None = None) -> OwnData:
   kind, _, location = name.partition(':')
   path = pathlib.Path(os.path.expanduser(location))
   read = {'npz': _read_npz, 'folder': _read_folder}[kind]
-  splits, class_names = read(path, image_size)
+  try:
+    splits, class_names = read(path, image_size)
+  except OSError as error:
+    raise DatasetError(
+      f'{error.filename or path}: {error.strerror or error}: wanted is {_WANTED[kind]}'
+    ) from error
   for split, (images, labels) in splits.items():
     _check(path, split, images, labels, class_names)
   train = _in_proportion(*splits['train'])
@@ -137,15 +143,12 @@ def _read_npz(
       if not isinstance(file, np.lib.npyio.NpzFile):
         raise DatasetError(f'{path}: one array: wanted is an npz file of several')
       arrays = {key: file[key] for key in file.files}
-  except DatasetError:
+  except (DatasetError, OSError):
     raise
-  # NumPy has no error of its own for damaged files.
-  except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+  except Exception as error:  # NumPy's, zipfile's, zlib's: it depends on the damage.
     raise DatasetError(
       f'{path}: cannot be read as npz: {" ".join(str(error).split())}'
     ) from error
-  except Exception as error:  # zlib's and struct's, however a member is damaged.
-    raise DatasetError(f'{path}: damaged: {" ".join(str(error).split())}') from error
   splits = {}
   for split in ('train', 'test'):
     if split == 'test' and not {'x_test', 'y_test'} & arrays.keys():
@@ -232,16 +235,11 @@ def _read_folder(
 
 
 def _class_names(path: pathlib.Path) -> tuple[str, ...]:
-  try:
-    names = sorted(
-      entry.name
-      for entry in path.iterdir()
-      if entry.is_dir() and not entry.name.startswith('.')
-    )
-  except OSError as error:
-    raise DatasetError(
-      f'{path}: {error.strerror}: wanted is a folder with a folder per class'
-    ) from error
+  names = sorted(
+    entry.name
+    for entry in path.iterdir()
+    if entry.is_dir() and not entry.name.startswith('.')
+  )
   if not names:
     raise DatasetError(f'{path}: no folders: wanted is one per class')
   return tuple(names)
@@ -268,23 +266,23 @@ def _num_channels(files: Sequence[pathlib.Path]) -> int:
   from PIL import Image
 
   for file in files:
-    try:
-      with Image.open(file, formats=images_lib.FORMATS) as image:
-        if image.mode not in ('1', 'L'):
-          return 3
-    except Exception as error:  # Pillow's readers raise all kinds on bad files.
-      raise _undecodable(file, error) from error
+    with _decoding(file), Image.open(file, formats=images_lib.FORMATS) as image:
+      if image.mode not in ('1', 'L'):
+        return 3
   return 1
 
 
 def _decode(file: pathlib.Path, channels: int, image_size: int | None) -> np.ndarray:
-  try:
+  with _decoding(file):
     image = images_lib.decode(file, channels)
-  except Exception as error:  # Pillow's readers raise all kinds on bad files.
-    raise _undecodable(file, error) from error
   return image if image_size is None else images_lib.resize(image, image_size)
 
 
-def _undecodable(file: pathlib.Path, error: Exception) -> DatasetError:
-  reason = ' '.join(str(error).split())
-  return DatasetError(f'{file}: cannot be decoded as an image: {reason}')
+@contextlib.contextmanager
+def _decoding(file: pathlib.Path) -> Iterator[None]:
+  """Names the file where Pillow cannot read it."""
+  try:
+    yield
+  except Exception as error:  # Pillow's readers raise all kinds on bad files.
+    reason = ' '.join(str(error).split())
+    raise DatasetError(f'{file}: cannot be decoded as an image: {reason}') from error

@@ -211,10 +211,14 @@ class RunDirectory:
 
   def keep_weights(self, evaluations: Collection[int]) -> None:
     """Removes the weights of all individuals but these."""
-    kept = {f'{evaluation:06d}.safetensors' for evaluation in evaluations}
+    kept = {f'{evaluation:06d}' for evaluation in evaluations}
     with _storing(self._weights):
       for path in self._weights.iterdir():
-        if path.name not in kept and not path.name.startswith('complet'):
+        stage, _, number = path.stem.rpartition('_')
+        # A crash can leave what a completion saved behind when it is done.
+        is_done = (self._completed / f'{number}.json').exists()
+        is_completion = stage == 'completed' or (stage == 'completing' and not is_done)
+        if path.stem not in kept and not is_completion:
           path.unlink()
 
   def write_completing(self, evaluation: int, state: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ import zlib
 from absl import logging
 import numpy as np
 
-from lamarck_jax import errors
+from lamarck_jax.errors import DatasetError
 
 PREPARABLE = ('mnist', 'fashion_mnist', 'cifar10', 'cifar100')
 
@@ -44,10 +44,6 @@ _MAX_TAR_BYTES = 256 * 2**20
 # tfds retries a failing download for minutes, so the server is tried first.
 _PROBE_TIMEOUT_SECONDS = 5  # For each of connecting and reading.
 _PROBE_LIMIT_SECONDS = 8  # In all; looking up a host name has no time limit.
-
-
-class DatasetError(errors.UserError):
-  """A data set cannot be had as asked; the message says why and what helps."""
 
 
 @dataclasses.dataclass(frozen=True)

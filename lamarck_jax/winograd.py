@@ -69,11 +69,14 @@ TRANSFORMS = {
 }
 
 
+def num_tiles(size: Sequence[int]) -> tuple[int, int]:
+  """Returns the number of tiles along height and width of an output of that size."""
+  return -(-size[0] // TILE), -(-size[1] // TILE)
+
+
 def transform_kernel(kernel: jax.Array) -> jax.Array:
   """Returns the values of a kernel (r, r, c, f) at the points, (points^2, c, f)."""
-  matrix = TRANSFORMS[kernel.shape[0]].kernel
-  rows = jnp.stack(_combine(matrix, kernel))
-  values = jnp.stack(_combine(matrix, rows.swapaxes(0, 1)), axis=1)
+  values = _combine_both_axes(TRANSFORMS[kernel.shape[0]].kernel, kernel)
   return values.reshape(-1, *kernel.shape[2:])
 
 
@@ -97,7 +100,7 @@ def transform_image(
   channels = x.shape[-1]
   matrix = TRANSFORMS[kernel_size].image
   points = len(matrix)
-  tiles = _num_tiles(size)
+  tiles = num_tiles(size)
   # One more row and column of zeros where the last tile is not full.
   padding = [
     (low, high + TILE * count - length, 0)
@@ -127,7 +130,7 @@ def transform_tiles(x: jax.Array, kernel_size: int) -> jax.Array:
   """
   n, height, width, channels = x.shape
   matrix = TRANSFORMS[kernel_size].output
-  tiles = _num_tiles((height, width))
+  tiles = num_tiles((height, width))
   padding = [(0, TILE * tiles[a] - x.shape[1 + a], 0) for a in (0, 1)]
   x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *padding, (0, 0, 0)))
   x = x.reshape(n, tiles[0], TILE, tiles[1], TILE, channels)
@@ -150,7 +153,7 @@ def output(products: jax.Array, n: int, size: Sequence[int]) -> jax.Array:
   Returns:
     (n, *size, f).
   """
-  points, tiles, filters = _points(products), _num_tiles(size), products.shape[-1]
+  points, tiles, filters = _points(products), num_tiles(size), products.shape[-1]
   matrix = _transpose(TRANSFORMS[points - 1].output)
   products = products.reshape(points, points, n, *tiles, filters)
   rows = lax.optimization_barrier(jnp.stack(_combine(matrix, products)))
@@ -171,9 +174,9 @@ def kernel_gradient(products: jax.Array) -> jax.Array:
   """
   points = _points(products)
   matrix = _transpose(TRANSFORMS[points - 1].kernel)
-  products = products.reshape(points, points, *products.shape[1:])
-  rows = jnp.stack(_combine(matrix, products))
-  return jnp.stack(_combine(matrix, rows.swapaxes(0, 1)), axis=1)
+  return _combine_both_axes(
+    matrix, products.reshape(points, points, *products.shape[1:])
+  )
 
 
 def product(image: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -184,10 +187,6 @@ def product(image: jax.Array, kernel: jax.Array) -> jax.Array:
 def transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
   """(points^2, tiles, c) by (points^2, tiles, f) to (points^2, c, f)."""
   return lax.dot_general(a, b, (((1,), (1,)), ((0,), (0,))))
-
-
-def _num_tiles(size: Sequence[int]) -> tuple[int, int]:
-  return -(-size[0] // TILE), -(-size[1] // TILE)
 
 
 def _points(products: jax.Array) -> int:
@@ -208,3 +207,9 @@ def _combine(matrix: Matrix, arrays: Any) -> list[jax.Array]:
     )
     for row in matrix
   ]
+
+
+def _combine_both_axes(matrix: Matrix, array: jax.Array) -> jax.Array:
+  """Returns the matrix times an array times the matrix's transpose, on two axes."""
+  rows = jnp.stack(_combine(matrix, array))
+  return jnp.stack(_combine(matrix, rows.swapaxes(0, 1)), axis=1)

@@ -252,6 +252,17 @@ def test_impossible_numbers_name_the_field(
     datasets.load('digits', **kwargs)
 
 
+def test_channel_statistics_are_those_of_numpy() -> None:
+  pixels = np.random.default_rng(0).integers(0, 256, (50, 5, 7, 3)).astype(np.uint8)
+  pixels[..., 2] = 9  # A constant channel must not divide by zero.
+  mean, std = datasets.channel_statistics(pixels)
+  np.testing.assert_allclose(mean, pixels.astype(float).mean((0, 1, 2)), rtol=1e-6)
+  np.testing.assert_allclose(
+    std[:2], pixels.astype(float).std((0, 1, 2))[:2], rtol=1e-6
+  )
+  assert std[2] == 1
+
+
 def test_images_are_resized_by_area_averaging() -> None:
   images = datasets.load('digits').test.images.astype(np.float64)
   resized = datasets.load('digits', image_size=4)

@@ -330,6 +330,19 @@ def test_weights_that_are_not_needed_go_and_the_others_stay(directory):
 # ------------------------------------------------------------------------------
 
 
+def test_what_a_completion_saved_is_kept_until_it_is_done(directory):
+  saved = directory.path / 'weights' / 'completing_000004.safetensors'
+  directory.write_completing(4, _variables(1))
+  directory.keep_weights({3})
+  content = saved.read_bytes()
+  directory.write_completed(4, {'test_accuracy': 0.5}, _variables(2))
+  assert not saved.exists()
+  saved.write_bytes(content)  # As a crash just before would leave it.
+  directory.keep_weights({3})
+  assert not saved.exists()
+  _assert_same_bits(directory.read_completed_weights(4), _variables(2))
+
+
 def test_a_completed_individual_is_read_as_it_was_written(directory):
   outcome = {'evaluation': 4, 'test_accuracy': 0.1 + 0.2, 'seconds': {'total': 1.5}}
   assert directory.read_completed(4) is None

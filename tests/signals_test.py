@@ -27,24 +27,24 @@ def test_a_signal_is_an_exception_in_the_main_thread(name):
   )
 
 
-def test_a_signal_during_garbage_collection_is_not_lost():
-  result = run(
-    'def callback(phase, info):\n'
-    '  gc.callbacks.clear()\n'
-    '  signal.raise_signal(signal.SIGTERM)\n'
-    'gc.callbacks.append(callback)\n'
-    'gc.collect()'
-  )
-  assert (result.returncode, result.stderr) == (143, '')
+_DURING_GARBAGE_COLLECTION = """
+def callback(phase, info):
+  gc.callbacks.clear()
+  signal.raise_signal(signal.SIGTERM)
+gc.callbacks.append(callback)
+gc.collect()
+"""
+_DURING_A_FINALIZER = """
+class Finalized:
+  def __del__(self):
+    signal.raise_signal(signal.SIGTERM)
+Finalized()
+"""
 
 
-def test_a_signal_during_a_finalizer_is_not_lost():
-  result = run(
-    'class Finalized:\n'
-    '  def __del__(self):\n'
-    '    signal.raise_signal(signal.SIGTERM)\n'
-    'Finalized()'
-  )
+@pytest.mark.parametrize('body', [_DURING_GARBAGE_COLLECTION, _DURING_A_FINALIZER])
+def test_a_signal_where_python_drops_exceptions_is_not_lost(body):
+  result = run(body)
   assert (result.returncode, result.stderr) == (143, '')
 
 

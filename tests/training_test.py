@@ -170,17 +170,6 @@ def test_an_epoch_is_a_fresh_permutation_and_drops_the_remainder(tiny_dataset):
   assert trainer.examples_per_epoch == 60
 
 
-def test_channel_statistics_are_those_of_numpy():
-  pixels = np.random.default_rng(0).integers(0, 256, (50, 5, 7, 3)).astype(np.uint8)
-  pixels[..., 2] = 9  # A constant channel must not divide by zero.
-  mean, std = datasets.channel_statistics(pixels)
-  np.testing.assert_allclose(mean, pixels.astype(float).mean((0, 1, 2)), rtol=1e-6)
-  np.testing.assert_allclose(
-    std[:2], pixels.astype(float).std((0, 1, 2))[:2], rtol=1e-6
-  )
-  assert std[2] == 1
-
-
 def test_bfloat16_trains_and_keeps_float32_parameters(tiny_dataset):
   genotype = Genotype.parse('8c3 8c3s2')
   trainer = training.Trainer(tiny_dataset, batch_size=36, compute_dtype='bfloat16')
