@@ -14,10 +14,13 @@ import signal
 import sys
 import threading
 import time
+import types
 from typing import Any, NoReturn
 
 # Below what schedulers grant between SIGTERM and SIGKILL, 10 seconds or more.
 GRACE_SECONDS = 5.0
+# Until a signal is raised again that Python had to drop.
+RETRY_SECONDS = 0.01
 
 
 class Stopped(BaseException):
@@ -59,9 +62,20 @@ def _raise_again(hook: Callable[[Any], Any], unraisable: Any) -> None:
     hook(unraisable)
     return
   signal.signal(
-    signal.SIGALRM, lambda _, frame: _raise_stopped(stopped.status - 128, frame)
+    signal.SIGALRM, functools.partial(_raise_unless_in_hook, stopped.status - 128)
   )
-  signal.setitimer(signal.ITIMER_REAL, 0.01)
+  signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS, 0.01)
+
+
+def _raise_unless_in_hook(number: int, alarm: int, frame: types.FrameType) -> None:
+  """Raises `Stopped`, or waits for the next alarm where the hook would drop it."""
+  caller: types.FrameType | None = frame
+  while caller:
+    if caller.f_code is _raise_again.__code__:
+      return
+    caller = caller.f_back
+  signal.setitimer(signal.ITIMER_REAL, 0)
+  raise Stopped(number)
 
 
 def _watch(reader: int) -> None:

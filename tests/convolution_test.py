@@ -13,8 +13,8 @@ from scipy import signal
 from lamarck_jax import convolution
 
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
-# (images, height, width): odd, even, rectangular, smaller than the kernel, alone.
-_SHAPES = [(3, 8, 8), (2, 7, 9), (1, 6, 5), (2, 1, 2)]
+# (images, height, width): even, odd and rectangular, smaller than the kernel and alone.
+_SHAPES = [(3, 8, 8), (2, 7, 9), (1, 1, 2)]
 _CASES = [
   (*shape, channels, kernel_size, stride)
   for shape, channels, kernel_size, stride in itertools.product(

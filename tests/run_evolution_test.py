@@ -51,7 +51,7 @@ def read_events(workdir) -> list[dict]:
 def start_and_wait_for_events(command, workdir, count):
   """Starts a search and returns its process once so many events are recorded."""
   process = subprocess.Popen(
-    [*command, *TINY, '--config.budget_epochs=16', f'--workdir={workdir}'],
+    [*command, *TINY, '--config.budget_epochs=12', f'--workdir={workdir}'],
     cwd=ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -67,7 +67,7 @@ def start_and_wait_for_events(command, workdir, count):
 
 @pytest.fixture(scope='module')
 def undisturbed_run(shared_compilation_cache, tmp_path_factory):
-  """Directory and process of a search of 16 evaluations that ran through."""
+  """Directory and process of a search of 12 evaluations that ran through."""
   workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
   result = run(
     [
@@ -76,7 +76,7 @@ def undisturbed_run(shared_compilation_cache, tmp_path_factory):
       f'--xla_cache_dir={shared_compilation_cache}',
     ],
     *TINY,
-    '--config.budget_epochs=16',
+    '--config.budget_epochs=12',
     f'--workdir={workdir}',
   )
   assert result.returncode == 0, result.stderr
@@ -85,18 +85,18 @@ def undisturbed_run(shared_compilation_cache, tmp_path_factory):
 
 @pytest.fixture
 def undisturbed(undisturbed_run):
-  """Directory of a search of 16 evaluations that ran through."""
+  """Directory of a search of 12 evaluations that ran through."""
   return undisturbed_run[0]
 
 
 def test_a_search_prints_progress_and_what_it_found(undisturbed_run):
   workdir, result = undisturbed_run
   lines = [line for line in result.stderr.splitlines() if line.startswith('epoch ')]
-  assert len(lines) == 16
-  assert lines[-1].startswith('epoch 16/16  evaluation 15')
+  assert len(lines) == 12
+  assert lines[-1].startswith('epoch 12/12  evaluation 11')
   assert 'best network' in result.stdout
   assert 'after 3 epochs' in result.stdout
-  assert 'after 16 epochs' in result.stdout
+  assert 'after 12 epochs' in result.stdout
   assert str(workdir) in result.stdout
 
 
@@ -152,8 +152,8 @@ def test_a_search_killed_at_any_moment_goes_on_as_if_it_had_not_been(
     process = start_and_wait_for_events(command, workdir, count)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-  assert len(read_events(workdir)) < 16
-  result = run(command, *TINY, '--config.budget_epochs=16', f'--workdir={workdir}')
+  assert len(read_events(workdir)) < 12
+  result = run(command, *TINY, '--config.budget_epochs=12', f'--workdir={workdir}')
   assert result.returncode == 0, result.stderr
   assert read_events(workdir) == read_events(undisturbed)
 
@@ -166,14 +166,14 @@ def test_control_c_stops_cleanly_and_says_how_to_go_on(command, undisturbed, tmp
   assert process.returncode == 130
   assert 'the same command again' in stderr
   assert 'Traceback' not in stderr
-  result = run(command, *TINY, '--config.budget_epochs=16', f'--workdir={workdir}')
+  result = run(command, *TINY, '--config.budget_epochs=12', f'--workdir={workdir}')
   assert result.returncode == 0, result.stderr
   assert read_events(workdir) == read_events(undisturbed)
 
 
 def test_the_same_command_reports_a_finished_run_at_once(command, undisturbed):
   before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob('*')}
-  result = run(command, *TINY, '--config.budget_epochs=16', f'--workdir={undisturbed}')
+  result = run(command, *TINY, '--config.budget_epochs=12', f'--workdir={undisturbed}')
   assert result.returncode == 0
   assert 'best network' in result.stdout
   assert 'epoch ' not in result.stderr
