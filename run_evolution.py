@@ -65,8 +65,9 @@ def main(argv: list[str]) -> None:
   signals.install()
 
   # These import JAX, which --help needs not wait for.
-  from lamarck_jax import compilation_cache, search
+  from lamarck_jax import compilation_cache, devices, search
 
+  devices.use_every_core()
   compilation_cache.enable(_XLA_CACHE_DIR.value)
   try:
     result = search.run(config, workdir)

@@ -34,10 +34,11 @@ def jax_steps(network: str, batch_size: int, dtype: str) -> Callable[[int], None
   """Returns a function that trains for a number of steps with this project."""
   import jax
 
-  from lamarck_jax import allocator, datasets, model, training
+  from lamarck_jax import allocator, datasets, devices, model, training
   from lamarck_jax.genotype import Genotype
 
   allocator.keep_freed_memory()
+  devices.use_every_core()
   rng = np.random.default_rng(0)
 
   def split(num_examples: int) -> datasets.Split:

@@ -116,8 +116,7 @@ def _restore(
   except (DamagedError, LookupError, TypeError, ValueError) as error:
     logging.warning('%s; completing from the start', error)
     return state, 0
-  # Copies, which the optimizer's programs may overwrite.
-  return jax.device_put(saved_state, may_alias=False), num_epochs
+  return trainer.put_state(saved_state), num_epochs
 
 
 def _check_leaf(expected: jax.Array, leaf: np.ndarray) -> None:

@@ -10,14 +10,16 @@ plain NHWC float32 convolution, `jax.lax.conv_general_dilated` does the work.
 
 from collections.abc import Callable, Sequence
 import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from lamarck_jax import winograd
+from lamarck_jax import devices, winograd
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 Strides = tuple[int, int]
@@ -206,12 +208,16 @@ def _block_fwd(
   scale: jax.Array,
   bias: jax.Array,
 ) -> Any:
-  z, mean, var = _by_platform(
-    x,
-    kernel,
-    cpu=functools.partial(_patch_conv_moments, strides, pads),
-    default=functools.partial(_plain_conv_moments, strides, pads),
-  )
+  def moments(x: jax.Array, kernel: jax.Array) -> Any:
+    z, mean, var = _by_platform(
+      x,
+      kernel,
+      cpu=functools.partial(_patch_conv_moments, strides, pads),
+      default=functools.partial(_plain_conv_moments, strides, pads),
+    )
+    return (z,), _join_moments(mean, var)
+
+  (z,), (mean, var) = _share_batch(moments, (x,), (kernel,))
   y = jax.nn.relu((z - mean) * (lax.rsqrt(var + epsilon) * scale) + bias)
   y = y.astype(x.dtype)
   return (y, mean, var), (x, kernel, scale, bias, z, mean, var)
@@ -222,8 +228,29 @@ def _block_bwd(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   x, kernel, scale, bias, z, mean, var = residuals
   dy, dmean, dvar = cotangents
+  gradients = functools.partial(_local_gradients, strides, pads, epsilon)
+  (dx,), rest = _share_batch(
+    gradients, (x, z, dy), (kernel, scale, bias, mean, var, dmean, dvar)
+  )
+  return dx, *rest
+
+
+def _local_gradients(
+  strides: Strides,
+  pads: Pads,
+  epsilon: float,
+  x: jax.Array,
+  z: jax.Array,
+  dy: jax.Array,
+  kernel: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  mean: jax.Array,
+  var: jax.Array,
+  dmean: jax.Array,
+  dvar: jax.Array,
+) -> tuple[tuple[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
   inverse = lax.rsqrt(var + epsilon)
-  count = z.size // z.shape[-1]
 
   def rectified(dy: jax.Array, z: jax.Array) -> jax.Array:
     return jnp.where((z - mean) * (inverse * scale) + bias > 0, dy, 0)
@@ -231,6 +258,8 @@ def _block_bwd(
   gradient = rectified(dy.astype(jnp.float32), z)
   dbias = jnp.sum(gradient, (0, 1, 2))
   dscale = jnp.sum(gradient * (z - mean), (0, 1, 2)) * inverse
+  dbias, dscale = _sum_over_devices(dbias, dscale)
+  count = _num_sharing() * z.size // z.shape[-1]
   slope = (2 * dvar - dscale * scale * inverse**2) / count
   offset = (dmean - dbias * scale * inverse) / count
 
@@ -248,10 +277,56 @@ def _block_bwd(
       strides, pads, x, kernel, dz(dy, z)
     ),
   )
-  return dx, dkernel, dscale, dbias
+  (dkernel,) = _sum_over_devices(dkernel)
+  return (dx,), (dkernel, dscale, dbias)
 
 
 _block.defvjp(_block_fwd, _block_bwd)
+
+
+def _share_batch(function: Any, examples: Any, shared: Any) -> Any:
+  """Applies a function to every device's share of a batch.
+
+  Args:
+    function: `(*examples, *shared)` to two tuples, of examples and of shared arrays.
+    examples: Arrays whose first axis is the batch.
+    shared: Arrays that all devices have alike.
+
+  Returns:
+    What the function returns, of the whole batch.
+  """
+  if _num_sharing() == 1:
+    return function(*examples, *shared)
+  share, alike = PartitionSpec(devices.BATCH), PartitionSpec()
+  return jax.shard_map(
+    function,
+    in_specs=(*[share] * len(examples), *[alike] * len(shared)),
+    out_specs=(share, alike),
+    check_vma=False,
+  )(*examples, *shared)
+
+
+def _num_sharing() -> int:
+  """The number of devices that share a batch, by the mesh that is set."""
+  return jax.sharding.get_abstract_mesh().shape.get(devices.BATCH, 1)
+
+
+def _sum_over_devices(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+  if _num_sharing() == 1:
+    return arrays
+  joined = lax.psum(jnp.concatenate([jnp.ravel(a) for a in arrays]), devices.BATCH)
+  ends = list(itertools.accumulate(a.size for a in arrays))
+  parts = jnp.split(joined, ends[:-1])
+  return tuple(part.reshape(a.shape) for part, a in zip(parts, arrays))
+
+
+def _join_moments(mean: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Mean and biased variance of all devices' values, from those of each."""
+  if _num_sharing() == 1:
+    return mean, var
+  gathered = lax.all_gather(jnp.stack([mean, var]), devices.BATCH)
+  means, variances = gathered[:, 0], gathered[:, 1]
+  return jnp.mean(means, 0), jnp.mean(variances, 0) + jnp.var(means, 0)
 
 
 def _by_platform(

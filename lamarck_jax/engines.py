@@ -82,9 +82,10 @@ def perform(task: Task) -> str | None:
   """
   with task.log.open('a') as log, _redirected(log):
     try:
-      from lamarck_jax import allocator, compilation_cache, search
+      from lamarck_jax import allocator, compilation_cache, devices, search
 
       allocator.keep_freed_memory()
+      devices.use_every_core()
       compilation_cache.enable(task.xla_cache_dir)
       search.run(task.config, task.workdir)
     except UserError as error:

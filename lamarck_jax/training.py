@@ -14,15 +14,15 @@ inside the first block's program, and nothing inside an epoch waits for the host
 from collections.abc import Callable, Sequence
 import concurrent.futures
 import functools
-import os
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 import numpy as np
 import optax
 
-from lamarck_jax import datasets, model
+from lamarck_jax import datasets, devices, model
 from lamarck_jax.datasets import Dataset
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
@@ -96,13 +96,11 @@ class BlockPrograms(NamedTuple):
     backward: (pullback, gradient, params, opt_state, learning_rate) ->
       (gradient of the inputs or None, params, opt_state).
     infer: (params, batch_stats, inputs) -> outputs, in evaluation mode.
-    outputs: Shape and dtype of the outputs.
   """
 
   forward: Callable[..., Any]
   backward: Callable[..., Any]
   infer: Callable[..., Any]
-  outputs: jax.ShapeDtypeStruct
 
 
 class HeadPrograms(NamedTuple):
@@ -130,7 +128,7 @@ def block_programs(
 
   Args:
     module: The block.
-    inputs: Shapes and dtypes of what it gets: `Images`, or the activations
+    inputs: Shapes, dtypes and shardings of what it gets: `Images`, or the activations
       [batch_size, height, width, channels] of the block before it.
     batch_size: Examples per batch.
   """
@@ -164,20 +162,29 @@ def block_programs(
       {'params': params, 'batch_stats': batch_stats}, inputs, train=False
     )
 
+  mesh, share, alike = _shardings(inputs)
   shapes = model.block_shapes(module, _num_channels(inputs))
-  params, batch_stats = shapes['params'], shapes['batch_stats']
-  forward_lowered = jax.jit(forward).lower(params, batch_stats, inputs)
-  outputs, _, pullback = jax.tree.map(_struct, forward_lowered.out_info)
-  backward_lowered = jax.jit(backward, donate_argnames='opt_state').lower(
-    pullback, outputs, params, _opt_state_shapes(params), _SCALAR
-  )
-  infer_lowered = jax.jit(infer).lower(params, batch_stats, inputs)
-  return BlockPrograms(
-    forward_lowered.compile(),
-    backward_lowered.compile(),
-    infer_lowered.compile(),
-    outputs,
-  )
+  params, batch_stats = _structs((shapes['params'], shapes['batch_stats']), alike)
+  opt_state, learning_rate = _structs((_opt_state_shapes(params), _SCALAR), alike)
+  with jax.set_mesh(mesh):
+    lowered = jax.jit(forward, out_shardings=(share, alike, None)).lower(
+      params, batch_stats, inputs
+    )
+    compiled_forward = lowered.compile()
+    outputs, _, pullback = jax.tree.map(
+      _struct, lowered.out_info, compiled_forward.output_shardings
+    )
+    compiled_backward = (
+      jax.jit(
+        backward, donate_argnames='opt_state', out_shardings=(share, alike, alike)
+      )
+      .lower(pullback, outputs, params, opt_state, learning_rate)
+      .compile()
+    )
+    compiled_infer = (
+      jax.jit(infer, out_shardings=share).lower(params, batch_stats, inputs).compile()
+    )
+  return BlockPrograms(compiled_forward, compiled_backward, compiled_infer)
 
 
 def head_programs(
@@ -187,8 +194,8 @@ def head_programs(
 
   Args:
     module: The classifier.
-    inputs: Shape and dtype of the last block's outputs.
-    targets: Shapes and dtypes of the targets.
+    inputs: Shape, dtype and sharding of the last block's outputs.
+    targets: Shapes, dtypes and shardings of the targets.
   """
   batch_size = inputs.shape[0]
 
@@ -215,22 +222,31 @@ def head_programs(
     correct = (jnp.argmax(logits, axis=-1) == labels) & (position < num_examples)
     return targets.step + 1, targets.total + jnp.sum(correct)
 
-  params = model.classifier_shapes(module, _num_channels(inputs))['params']
-  train_lowered = jax.jit(train, donate_argnames='opt_state').lower(
-    params, inputs, targets, _opt_state_shapes(params), _SCALAR
+  mesh, share, alike = _shardings(inputs)
+  shapes = model.classifier_shapes(module, _num_channels(inputs))
+  params = _structs(shapes['params'], alike)
+  opt_state, learning_rate, num_examples = _structs(
+    (_opt_state_shapes(params), _SCALAR, jax.ShapeDtypeStruct((), jnp.int32)), alike
   )
-  infer_lowered = jax.jit(infer).lower(
-    params, inputs, targets, jax.ShapeDtypeStruct((), jnp.int32)
-  )
-  return HeadPrograms(train_lowered.compile(), infer_lowered.compile())
+  with jax.set_mesh(mesh):
+    compiled_train = (
+      jax.jit(
+        train,
+        donate_argnames='opt_state',
+        out_shardings=(share, alike, alike, alike, alike),
+      )
+      .lower(params, inputs, targets, opt_state, learning_rate)
+      .compile()
+    )
+    compiled_infer = (
+      jax.jit(infer, out_shardings=alike)
+      .lower(params, inputs, targets, num_examples)
+      .compile()
+    )
+  return HeadPrograms(compiled_train, compiled_infer)
 
 
-# Those that this process may use: a study gives each worker its share.
-_NUM_CORES = (
-  len(os.sched_getaffinity(0))
-  if hasattr(os, 'sched_getaffinity')
-  else os.cpu_count() or 1
-)
+_NUM_CORES = devices.num_cores()
 _COMPILERS = concurrent.futures.ThreadPoolExecutor(
   _NUM_CORES, thread_name_prefix='compile'
 )
@@ -282,7 +298,8 @@ def _shuffle(key: jax.Array, *, num_examples: int, length: int) -> jax.Array:
 
 
 def _batch_indices(order: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
-  return jax.lax.dynamic_slice_in_dim(order, step * batch_size, batch_size)
+  indices = jax.lax.dynamic_slice_in_dim(order, step * batch_size, batch_size)
+  return jax.lax.with_sharding_constraint(indices, PartitionSpec(devices.BATCH))
 
 
 def _batch_images(images: Images, batch_size: int, dtype: Any) -> jax.Array:
@@ -296,8 +313,24 @@ def _num_channels(inputs: Images | jax.ShapeDtypeStruct) -> int:
   return (inputs.pixels if isinstance(inputs, Images) else inputs).shape[-1]
 
 
-def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+def _struct(leaf: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _structs(tree: Any, sharding: Sharding) -> Any:
+  return jax.tree.map(lambda leaf: _struct(leaf, sharding), tree)
+
+
+def _shardings(
+  inputs: Images | jax.ShapeDtypeStruct,
+) -> tuple[Mesh, NamedSharding, NamedSharding]:
+  """Returns the mesh of inputs, and how it has examples and how parameters."""
+  mesh = jax.tree.leaves(inputs)[0].sharding.mesh
+  return (
+    mesh,
+    NamedSharding(mesh, PartitionSpec(devices.BATCH)),
+    NamedSharding(mesh, PartitionSpec()),
+  )
 
 
 # ------------------------------------------------------------------------------
@@ -343,8 +376,11 @@ class Trainer:
       self._examples[name] = range(start, start + len(split.labels))
       start += len(split.labels)
 
+    mesh = devices.batch_mesh(batch_size)
+    self._share = NamedSharding(mesh, PartitionSpec(devices.BATCH))
+    self._alike = NamedSharding(mesh, PartitionSpec())
     mean, std = datasets.channel_statistics(dataset.train.images)
-    self._pixels, self._labels, self._mean, self._std = jax.device_put(
+    self._pixels, self._labels, self._mean, self._std = self._put(
       (
         np.concatenate([split.images for split in splits.values()]),
         np.concatenate([split.labels for split in splits.values()]),
@@ -352,7 +388,7 @@ class Trainer:
         std,
       )
     )
-    self._zero_step, self._zero_total = jax.device_put((np.int32(0), np.float32(0)))
+    self._zero_step, self._zero_total = self._put((np.int32(0), np.float32(0)))
     # One length for all splits, so that all share the first block's programs.
     longest = max(map(len, self._examples.values()))
     self._order_length = -(-longest // batch_size) * batch_size
@@ -413,11 +449,19 @@ class Trainer:
       variables: Its variables; they are left as they are.
     """
     modules = [*map(model.block_name, genotype.blocks), model.CLASSIFIER]
-    params, batch_stats = jax.device_put(
-      (variables['params'], variables['batch_stats'])
+    params, batch_stats = dict(variables['params']), dict(variables['batch_stats'])
+    zeros = jax.tree.map(
+      lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+      {name: _opt_state_shapes(params[name]) for name in modules},
     )
-    opt_state = {name: _initial_opt_state(params[name]) for name in modules}
-    return TrainingState(dict(params), dict(batch_stats), opt_state)
+    return self.put_state(TrainingState(params, batch_stats, zeros))
+
+  def put_state(self, state: TrainingState) -> TrainingState:
+    """Puts a state on the device, in buffers that training may overwrite."""
+    opt_state = jax.device_put(state.opt_state, self._alike, may_alias=False)
+    return TrainingState(
+      self._put(state.params), self._put(state.batch_stats), opt_state
+    )
 
   def train_epoch(
     self,
@@ -447,8 +491,8 @@ class Trainer:
     head_params = state.params[model.CLASSIFIER]
     head_opt_state = state.opt_state[model.CLASSIFIER]
 
-    order = self._shuffle(jax.random.fold_in(key, epoch))
-    rate = jax.device_put(np.float32(learning_rate))
+    order = self._put(self._shuffle(jax.random.fold_in(key, epoch)))
+    rate = self._put(np.float32(learning_rate))
     step, total = self._zero_step, self._zero_total
     for _ in range(self.steps_per_epoch):
       x, pullbacks = self._images(order, step), []
@@ -481,11 +525,11 @@ class Trainer:
     """
     blocks, head = self._programs(genotype)
     names = [model.block_name(block) for block in genotype.blocks]
-    params, stats = jax.device_put((variables['params'], variables['batch_stats']))
+    params, stats = self._put((variables['params'], variables['batch_stats']))
     examples = self._examples[split]
     num_steps = -(-len(examples) // self.batch_size)
     order = np.resize(np.asarray(examples, np.int32), self._order_length)
-    order, num_examples = jax.device_put((order, np.int32(len(examples))))
+    order, num_examples = self._put((order, np.int32(len(examples))))
     step, total = self._zero_step, self._zero_total
     for _ in range(num_steps):
       x = self._images(order, step)
@@ -510,8 +554,8 @@ class Trainer:
       float32 [filters] each, by the block's lineage.
     """
     blocks, _ = self._programs(genotype)
-    params, stats = jax.device_put((variables['params'], variables['batch_stats']))
-    order = jax.device_put(np.arange(self._order_length, dtype=np.int32))
+    params, stats = self._put((variables['params'], variables['batch_stats']))
+    order = self._put(np.arange(self._order_length, dtype=np.int32))
     x: Any = self._images(order, self._zero_step)
     statistics = {}
     for block, programs in zip(genotype.blocks, blocks):
@@ -521,6 +565,10 @@ class Trainer:
       axes = (0, 1, 2)
       statistics[block.lineage] = outputs.mean(axes), outputs.var(axes)
     return statistics
+
+  def _put(self, tree: Any) -> Any:
+    """Puts arrays on the device, whole on each if there are several."""
+    return jax.device_put(tree, self._alike)
 
   def _images(self, order: Any, step: Any) -> Images:
     return Images(self._pixels, self._mean, self._std, order, step)
@@ -538,11 +586,10 @@ class Trainer:
 
   def _futures(self, genotype: Genotype) -> list[concurrent.futures.Future[Any]]:
     """Returns the programs of a network's blocks and of its classifier, to be."""
-    inputs: Any = jax.tree.map(
-      _struct, self._images(jnp.zeros(self._order_length, jnp.int32), self._zero_step)
-    )
-    labels: Any = _struct(self._labels)
-    targets = Targets(labels, inputs.order, inputs.step, _SCALAR)
+    order = jax.ShapeDtypeStruct((self._order_length,), jnp.int32)
+    inputs: Any = _structs(self._images(order, self._zero_step), self._alike)
+    labels, total = _structs((self._labels, self._zero_total), self._alike)
+    targets = Targets(labels, inputs.order, inputs.step, total)
     _, height, width, _ = inputs.pixels.shape
     futures = []
     for block in genotype.blocks:
@@ -556,14 +603,6 @@ class Trainer:
       futures.append(_compiled(block_programs, module, inputs, self.batch_size))
       height, width = -(-height // block.stride), -(-width // block.stride)
       shape = (self.batch_size, height, width, block.filters)
-      inputs = jax.ShapeDtypeStruct(shape, self._dtype)
+      inputs = jax.ShapeDtypeStruct(shape, self._dtype, sharding=self._share)
     classifier = model.Classifier(self.num_classes)
     return [*futures, _compiled(head_programs, classifier, inputs, targets)]
-
-
-def _initial_opt_state(params: Any) -> Any:
-  """Returns Adam's state before the first step, in buffers that can be donated."""
-  zeros = jax.tree.map(
-    lambda leaf: np.zeros(leaf.shape, leaf.dtype), _opt_state_shapes(params)
-  )
-  return jax.device_put(zeros, may_alias=False)

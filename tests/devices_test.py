@@ -1,0 +1,96 @@
+"""Tests of `devices`: a batch that several devices share gives what one gives."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from lamarck_jax import devices
+
+# Trains and evaluates a network on two devices, and on one of them.
+_PROGRAM = """
+import json, sys
+import jax, numpy as np
+from lamarck_jax import compilation_cache, datasets, devices, model, training
+from lamarck_jax.genotype import Genotype
+
+devices.num_cores = lambda: 2
+devices.use_every_core()
+compilation_cache.enable(sys.argv[1])
+rng = np.random.default_rng(0)
+
+def split(n):
+  labels = rng.integers(3, size=n).astype(np.int32)
+  images = rng.integers(0, 256, (n, 9, 9, 3)) // 2 + 60 * labels[:, None, None, None]
+  return datasets.Split(np.clip(images, 0, 255).astype(np.uint8), labels)
+
+dataset = datasets.Dataset('random', split(300), split(75), split(10), ('a', 'b', 'c'))
+share, single = devices.batch_mesh(64), devices.batch_mesh(1)
+result = {'devices': [share.size, single.size], 'runs': []}
+for network in ('16c5s2 8c1 16c3',):
+  genotype = Genotype.parse(network)
+  variables = model.init_variables(jax.random.key(1), genotype, 3, 3)
+  for mesh in (share, single):
+    devices.batch_mesh = lambda batch_size: mesh
+    trainer = training.Trainer(dataset, batch_size=64)
+    losses = []
+    trained = trainer.train(
+      jax.random.key(2), genotype, variables, [1e-3] * 3,
+      on_epoch=lambda epoch, loss: losses.append(loss),
+    )
+    result['runs'].append({
+      'losses': losses,
+      'accuracy': trainer.accuracy(genotype, trained, 'validation'),
+      'leaves': [float(np.abs(leaf).sum()) for leaf in jax.tree.leaves(trained)],
+    })
+print(json.dumps(result))
+"""
+
+
+def test_devices_that_share_a_batch_train_as_one_does(shared_compilation_cache):
+  process = subprocess.run(
+    [sys.executable, '-c', _PROGRAM, str(shared_compilation_cache)],
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert process.returncode == 0, process.stderr[-3000:]
+  result = json.loads(process.stdout)
+  assert result['devices'] == [2, 1]
+  runs = result['runs']
+  assert len(runs) == 2
+  for shared, single in zip(runs[::2], runs[1::2]):
+    assert len(shared['losses']) == 3
+    assert shared['losses'] == pytest.approx(single['losses'], rel=1e-3)
+    assert shared['leaves'] == pytest.approx(single['leaves'], rel=2e-3, abs=1e-3)
+    assert shared['accuracy'] == pytest.approx(single['accuracy'], abs=0.05)
+
+
+def test_a_mesh_has_equal_and_sufficient_shares(monkeypatch):
+  fake = [jax.local_devices()[0]] * 16
+  monkeypatch.setattr(jax, 'local_devices', lambda: fake)
+  sizes = {}
+
+  def make_mesh(shape, *args, devices):
+    assert len(devices) == shape[0]
+    return shape[0]
+
+  monkeypatch.setattr(jax, 'make_mesh', make_mesh)
+  for batch_size in (2, 32, 63, 64, 96, 150, 512, 1024):
+    sizes[batch_size] = devices.batch_mesh(batch_size)
+  assert sizes == {2: 1, 32: 1, 63: 1, 64: 2, 96: 3, 150: 3, 512: 16, 1024: 16}
+
+
+def test_cores_are_those_of_this_process_and_no_more_than_pjrt_nproc():
+  program = 'from lamarck_jax import devices; print(devices.num_cores())'
+  own = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
+  for given, expected in (('1', 1), ('1000', own)):
+    output = subprocess.check_output(
+      [sys.executable, '-c', program], env={**os.environ, 'PJRT_NPROC': given}
+    )
+    if hasattr(os, 'sched_getaffinity'):
+      assert int(output) == expected
