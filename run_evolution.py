@@ -8,6 +8,7 @@ The same command again continues a search that was stopped. Every field of the
 configuration can be set by a flag, --config.FIELD=VALUE.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -28,6 +29,9 @@ _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
   'Run directory; runs/<config>-<setting>-seed<seed> by default.',
+)
+_TENSORBOARD_DIR = flags.DEFINE_string(
+  'tensorboard_dir', None, "Folder for TensorBoard's scalars; none by default."
 )
 _XLA_CACHE_DIR = flags.DEFINE_string('xla_cache_dir', None, command.XLA_CACHE_DIR_HELP)
 
@@ -65,16 +69,22 @@ def main(argv: list[str]) -> None:
   signals.install()
 
   # These import JAX, which --help needs not wait for.
-  from lamarck_jax import compilation_cache, devices, search
+  from lamarck_jax import process, report, search, tensorboard
 
-  devices.use_every_core()
-  compilation_cache.enable(_XLA_CACHE_DIR.value)
+  process.prepare(config, _XLA_CACHE_DIR.value)
   try:
-    result = search.run(config, workdir)
+    with contextlib.ExitStack() as stack:
+      on_event = None
+      if _TENSORBOARD_DIR.value:
+        scalars = tensorboard.Scalars(_TENSORBOARD_DIR.value)
+        on_event = stack.enter_context(scalars)
+      result = search.run(config, workdir, on_event)
   except signals.Stopped as stopped:
     print(f'\nstopped; the same command again goes on from {workdir}', file=sys.stderr)
     sys.exit(stopped.status)
   _print_result(result, workdir)
+  if path := report.write_if_possible(workdir):
+    print(f'report              {path}')
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ import time
 from typing import Any
 
 from benchmarks import common
+from lamarck_jax import environment
 
 
 def timed(command: list[str]) -> tuple[float, float]:
@@ -73,7 +74,7 @@ def measure(config: str, overrides: list[str], directory: str) -> dict[str, Any]
       'share_compiling': sums['compile'] / seconds,
     }
     print(name, json.dumps(results[name]), flush=True)
-  if 'torch' in common.versions():
+  if 'torch' in environment.versions():
     seconds, memory = timed(
       [sys.executable, '-m', 'benchmarks.torch_replay', os.path.join(directory, 'cold')]
     )

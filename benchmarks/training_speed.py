@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import common
+from lamarck_jax import environment
 
 IMAGE_SHAPE = (32, 32, 3)
 NUM_CLASSES = 10
@@ -223,7 +224,7 @@ def main() -> None:
     return
 
   names = list(WORKERS)
-  if 'torch' not in common.versions():
+  if 'torch' not in environment.versions():
     names = ['jax', 'matmul']
   results = {}
   for network in [args.network] if args.network else common.NETWORKS:

@@ -10,7 +10,6 @@ from typing import NoReturn
 
 from absl import app, flags
 
-from lamarck_jax import allocator
 from lamarck_jax.errors import StorageError, UserError
 
 XLA_CACHE_DIR_HELP = (
@@ -43,7 +42,6 @@ def run(
       print(f'error: {error}', file=sys.stderr)
       sys.exit(1)
 
-  allocator.keep_freed_memory()
   given = any(arg.lstrip('-').split('=')[0] == 'config' for arg in sys.argv[1:])
   if default_config and not given:
     sys.argv.insert(1, f'--config={default_config}')

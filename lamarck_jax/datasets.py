@@ -80,6 +80,17 @@ class Dataset:
     height, width, channels = self.train.images.shape[1:]
     return height, width, channels
 
+  @property
+  def description(self) -> dict[str, Any]:
+    """Name, shape of the images, sizes of the splits and classes, ready for JSON."""
+    splits = {'train': self.train, 'validation': self.validation, 'test': self.test}
+    return {
+      'name': self.name,
+      'image_shape': list(self.image_shape),
+      **{f'num_{name}': len(split.labels) for name, split in splits.items()},
+      'class_names': list(self.class_names),
+    }
+
 
 @dataclasses.dataclass(frozen=True)
 class _Source:

@@ -82,12 +82,11 @@ def perform(task: Task) -> str | None:
   """
   with task.log.open('a') as log, _redirected(log):
     try:
-      from lamarck_jax import allocator, compilation_cache, devices, search
+      from lamarck_jax import process, report, search
 
-      allocator.keep_freed_memory()
-      devices.use_every_core()
-      compilation_cache.enable(task.xla_cache_dir)
+      process.prepare(task.config, task.xla_cache_dir)
       search.run(task.config, task.workdir)
+      report.write_if_possible(task.workdir)
     except UserError as error:
       return ' '.join(str(error).split())
     except Exception as error:

@@ -4,6 +4,7 @@
   events.jsonl   one JSON object per evaluation, append-only; the single truth
   weights/       safetensors, only of individuals that are still needed
   completed/     one JSON object per individual trained to completion
+  environment.json  the data set, and on what each start of the search ran
   result.json    the outcome, once there is one
 
 Weights are on disk before the event that names them. Every other file is replaced as a
@@ -261,6 +262,17 @@ class RunDirectory:
     """
     return self._read_variables(f'completed_{evaluation:06d}')
 
+  def write_start(self, dataset: Mapping[str, Any], start: Mapping[str, Any]) -> None:
+    """Records a start of the search.
+
+    Args:
+      dataset: What the data set is.
+      start: What it runs on.
+    """
+    starts = read_environment(self.path).get('starts', [])
+    content = {'dataset': dict(dataset), 'starts': [*starts, dict(start)]}
+    _write_json(self.path / 'environment.json', content)
+
   def write_result(self, result: Mapping[str, Any]) -> None:
     """Writes the outcome of the search."""
     _write_json(self.path / 'result.json', result)
@@ -398,6 +410,18 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     path: The directory.
   """
   return _read_json(pathlib.Path(path) / 'result.json')
+
+
+def read_environment(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Returns the data set of a run directory and its starts; empty if unknown.
+
+  Args:
+    path: The directory.
+  """
+  try:
+    return _read_json(pathlib.Path(path) / 'environment.json') or {}
+  except DamagedError:
+    return {}  # No result depends on it.
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import datetime
 import enum
 import functools
 import math
@@ -16,6 +17,7 @@ from ml_collections import config_dict
 from lamarck_jax import (
   completion,
   datasets,
+  environment,
   evolution,
   flops,
   inheritance,
@@ -159,6 +161,11 @@ def run(
   )
   with records.locked(workdir):
     directory = records.RunDirectory(workdir, config.to_dict())
+    start = {
+      'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+      **environment.machine(),
+    }
+    directory.write_start(dataset.description, start)
     return _run(config, directory, trainer, on_event)
 
 

@@ -263,13 +263,14 @@ def main(argv: list[str]) -> None:
     progress.close()
     engine.close()
 
-  from lamarck_jax import figures, statistics  # Matplotlib and SciPy.
+  from lamarck_jax import figures, report, statistics  # Matplotlib and SciPy.
 
   results.write_plan(root, runs, {task.name: why for task, why in failures.items()})
   study = results.collect(root)
   results.write(study, root / 'results.json')
   statistics.write_tables(study, root)
   figures.write_figures(study, root)
+  report.write_if_possible(root)
   print(statistics.report(study))
   print(f'everything is in {root}')
   for task, reason in failures.items():

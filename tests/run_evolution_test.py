@@ -97,7 +97,8 @@ def test_a_search_prints_progress_and_what_it_found(undisturbed_run):
   assert 'best network' in result.stdout
   assert 'after 3 epochs' in result.stdout
   assert 'after 12 epochs' in result.stdout
-  assert str(workdir) in result.stdout
+  assert f'report              {workdir / "report.html"}' in result.stdout
+  assert (workdir / 'report.html').exists()
 
 
 def test_the_default_directory_is_named_by_config_setting_and_seed(command, tmp_path):

@@ -325,6 +325,8 @@ def test_one_command_leaves_results_tables_and_figures(
   names = {path.name for path in tmp_path.iterdir()}
   assert {'results.json', 'table.txt', 'table.csv', 'table.tex'} <= names
   assert {'accuracy.png', 'num_blocks.pdf', 'architecture.png'} <= names
+  assert 'report.html' in names
+  assert (tmp_path / 'lamarckian/seed0/report.html').exists()
   assert len(results.load(tmp_path / 'results.json').settings) == 2
 
 

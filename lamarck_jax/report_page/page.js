@@ -1,0 +1,514 @@
+'use strict';
+
+const SVG = 'http://www.w3.org/2000/svg';
+const PAGE_ROWS = 50;
+const percent = (value) => (value === null ? '–' : `${(100 * value).toFixed(1)} %`);
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+/** Makes an element: el('p', {class: 'x'}, 'text', child). */
+function el(name, attributes = {}, ...children) {
+  return fill(document.createElement(name), attributes, children);
+}
+
+/** Makes an SVG element likewise. */
+function svg(name, attributes = {}, ...children) {
+  return fill(document.createElementNS(SVG, name), attributes, children);
+}
+
+function fill(element, attributes, children) {
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith('on')) element.addEventListener(key.slice(2), value);
+    else if (value !== null) element.setAttribute(key, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+function duration(seconds) {
+  const [h, m] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60];
+  if (h) return `${h} h ${m} min`;
+  return m ? `${m} min ${Math.round(seconds % 60)} s` : `${seconds.toFixed(1)} s`;
+}
+
+function genotypeText(blocks) {
+  return blocks.map(([f, k, s]) => `${f}c${k}${s > 1 ? `s${s}` : ''}`).join(' ');
+}
+
+/** Returns a line per field of nested objects. */
+function flat(value, name = '') {
+  const nested = value !== null && typeof value === 'object'
+    && (!Array.isArray(value) || value.some((part) => part !== null && typeof part === 'object'));
+  if (!nested) return [`${name}: ${Array.isArray(value) ? value.join(', ') : value}`];
+  return Object.entries(value).flatMap(([key, part]) => flat(part, name ? `${name}.${key}` : key));
+}
+
+function section(title, ...children) {
+  const id = title.toLowerCase().replace(/[^a-z]+/g, '-');
+  return el('section', {'aria-labelledby': id}, el('h2', {id}, title), ...children);
+}
+
+function tiles(entries) {
+  return el('dl', {class: 'tiles'}, ...entries.map(([name, value, long]) =>
+    el('div', {}, el('dt', {}, name), el('dd', long ? {class: 'long'} : {}, value))));
+}
+
+// ----------------------------------------------------------------------------
+// Charts
+// ----------------------------------------------------------------------------
+
+function layout(extra) {
+  const axis = {gridcolor: css('--line'), zerolinecolor: css('--line'), automargin: true};
+  const {xaxis, yaxis, ...rest} = extra;
+  return {
+    paper_bgcolor: 'rgba(0,0,0,0)',
+    plot_bgcolor: 'rgba(0,0,0,0)',
+    font: {color: css('--ink'), family: 'system-ui, sans-serif'},
+    margin: {l: 60, r: 10, t: 10, b: 45},
+    hoverlabel: {bgcolor: css('--panel'), font: {color: css('--ink')}},
+    legend: {orientation: 'h', y: 1.12},
+    xaxis: {...axis, ...xaxis},
+    yaxis: {...axis, ...yaxis},
+    ...rest,
+  };
+}
+
+const OPTIONS = {responsive: true, displaylogo: false};
+const charts = [];
+
+/** Draws a chart, and draws it again when the colours of the page change. */
+function chart(element, make) {
+  const draw = () => Plotly.react(element, ...make(), OPTIONS);
+  charts.push(draw);
+  draw();
+  return draw;
+}
+
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
+  for (const draw of charts) draw();
+});
+
+// ----------------------------------------------------------------------------
+// A search
+// ----------------------------------------------------------------------------
+
+function elapsed(events) {
+  let sum = 0;
+  return events.map((event) => (sum += event.seconds.total || 0));
+}
+
+/** Draws a network as the paper's Figure 1. */
+function network(blocks) {
+  const rows = [['images'], ...blocks.map(([f, k, s]) => [
+    `convolution ${k}x${k}, ${f} filters, stride ${s}`, 'batch normalisation, ReLU', s]),
+    ['global average pooling'], ['dense layer, softmax']];
+  const picture = svg('svg', {
+    class: 'network', viewBox: `0 0 260 ${rows.length * 56 - 16}`, role: 'img',
+    'aria-label': `network ${genotypeText(blocks)}`,
+  });
+  rows.forEach(([first, second, stride], index) => {
+    const y = index * 56;
+    if (index) picture.append(svg('path', {d: `M130 ${y - 16}v14m-4 -5l4 5l4 -5`}));
+    const group = svg('g', {class: second ? 'block' : 'end'},
+      svg('rect', {
+        x: 2, y, width: 256, height: 40, rx: 6,
+        class: second ? `stride-${Math.min(stride, 2)}` : '',
+      }),
+      svg('text', {x: 130, y: second ? y + 17 : y + 25}, first));
+    if (second) group.append(svg('text', {x: 130, y: y + 32}, second));
+    picture.append(group);
+  });
+  return picture;
+}
+
+class Search {
+  constructor(data, root) {
+    this.data = data;
+    this.root = root;
+    this.sort = {column: 'evaluation', down: false};
+    this.page = 0;
+    this.axis = 'epochs_used';
+    this.selected = data.events.length ? bestEvent(data.events) : null;
+  }
+
+  show() {
+    const {data} = this;
+    charts.length = 0;
+    document.getElementById('title').textContent = data.title;
+    document.getElementById('subtitle').textContent = this.subtitle();
+    if (!data.events.length) {
+      this.root.replaceChildren(el('p', {}, 'No evaluation has been recorded yet.'));
+      return;
+    }
+    this.details = el('aside', {class: 'details', 'aria-live': 'polite', 'aria-label': 'chosen evaluation'});
+    this.tree = el('div', {class: 'tree', tabindex: '-1'});
+    this.table = el('div');
+    const progress = el('div', {class: 'chart', id: 'progress-chart'});
+    const time = el('div', {class: 'chart low', id: 'time-chart'});
+    this.root.replaceChildren(
+      this.summary(),
+      section('Accuracy', this.axisChoice(), progress),
+      section('Family tree', this.legend(), el('div', {class: 'tree-and-details'}, this.tree, this.details)),
+      section('Evaluations', this.table),
+      section('Where the time went', time),
+      ...this.checkpoints(),
+      section('Configuration and machine', el('div', {class: 'two'},
+        el('pre', {tabindex: '0', 'aria-label': 'configuration'}, flat(data.config).join('\n')),
+        el('pre', {tabindex: '0', 'aria-label': 'data and machine'}, flat(data.environment).join('\n') || 'not recorded'))),
+    );
+    this.drawProgress = chart(progress, () => this.progress());
+    chart(time, () => this.time());
+    progress.on('plotly_click', ({points}) => this.select(points[0].pointIndex));
+    this.drawTree();
+    this.drawTable();
+    this.select(this.selected, false);
+  }
+
+  subtitle() {
+    const {config, events, result} = this.data;
+    const used = events.length ? events.at(-1).epochs_used : 0;
+    return `${config.dataset.name}, ${config.setting}, seed ${config.seed}: ` + (result
+      ? `finished after ${events.length} evaluations`
+      : `${used} of ${config.budget_epochs} epochs so far`);
+  }
+
+  summary() {
+    const {events, result} = this.data;
+    const best = events[bestEvent(events)];
+    const last = result && result.checkpoints.at(-1);
+    return tiles([
+      ['best validation accuracy', percent(best.fitness)],
+      ...(last ? [['test accuracy', percent(last.test_accuracy)]] : []),
+      ['evaluations', `${events.length}`],
+      ['accepted', `${events.filter((event) => event.accepted).length}`],
+      ['time of the search', duration(elapsed(events).at(-1))],
+      ['best network', genotypeText(best.genotype), true],
+    ]);
+  }
+
+  axisChoice() {
+    const choices = [['epochs_used', 'training epochs'], ['time', 'wall-clock time']];
+    return el('fieldset', {class: 'choice'}, el('legend', {}, 'against'), ...choices.map(([value, text]) => {
+      const input = el('input', {type: 'radio', name: 'axis', value, onchange: () => {
+        this.axis = value;
+        this.drawProgress();
+      }});
+      input.checked = value === this.axis;
+      return el('label', {}, input, ` ${text}`);
+    }));
+  }
+
+  progress() {
+    const {events} = this.data;
+    const x = this.axis === 'time' ? elapsed(events).map((s) => s / 60) : events.map((event) => event.epochs_used);
+    const text = events.map((event) => describe(event));
+    const color = events.map((event) => css(colorOf(event)));
+    return [[
+      {x, y: events.map((event) => event.fitness), text, name: 'each evaluation', mode: 'markers',
+        hoverinfo: 'text',
+        marker: {color, size: 7, symbol: events.map((event) => (event.accepted ? 'circle' : 'circle-open'))}},
+      {x, y: events.map((event) => event.best_fitness), name: 'best so far', mode: 'lines', hoverinfo: 'skip',
+        line: {color: css('--accent'), width: 2, shape: 'hv'}},
+    ], layout({
+      xaxis: {title: {text: this.axis === 'time' ? 'time, minutes' : 'training epochs used'}},
+      yaxis: {title: {text: 'validation accuracy'}, tickformat: '.0%'},
+    })];
+  }
+
+  time() {
+    const {events} = this.data;
+    const phases = [...new Set(events.flatMap((event) => Object.keys(event.seconds)))].filter((name) => name !== 'total');
+    const palette = ['#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442'];
+    const sums = phases.map((phase) => events.reduce((sum, event) => sum + (event.seconds[phase] || 0), 0));
+    return [phases.map((phase, index) => ({
+      x: [sums[index]], y: [''], name: phase, type: 'bar', orientation: 'h',
+      marker: {color: palette[index % palette.length], pattern: {shape: ['', '/', '.', 'x', '-', '+', '|'][index % 7], fillmode: 'overlay', fgcolor: '#ffffff', fgopacity: 0.6, size: 6}},
+      hovertemplate: `${phase}: ${duration(sums[index])}<extra></extra>`,
+    })), layout({barmode: 'stack', xaxis: {title: {text: 'seconds of the search'}}, legend: {orientation: 'h', y: 1.3, traceorder: 'normal'}})];
+  }
+
+  legend() {
+    const mark = (kind, text) => el('span', {},
+      svg('svg', {width: 14, height: 14, 'aria-hidden': 'true'}, svg('circle', {cx: 7, cy: 7, r: 5, class: `node ${kind}`})), ` ${text}  `);
+    return el('p', {class: 'legend'}, mark('accepted', 'accepted'), mark('', 'rejected'), mark('niche', 'in a niche'),
+      mark('failed', 'failed'), 'Height is validation accuracy. Click, or use the arrow keys: left and right go through the evaluations, up to the parent.');
+  }
+
+  drawTree() {
+    const {events} = this.data;
+    const height = 320;
+    const pad = {left: 44, right: 16, top: 12, bottom: 28};
+    const available = Math.max(300, this.tree.clientWidth || 700) - pad.left - pad.right;
+    const step = Math.max(events.length > 400 ? 7 : 14, available / Math.max(1, events.length - 1));
+    const width = pad.left + pad.right + step * Math.max(1, events.length - 1);
+    const values = events.filter((event) => !event.failure).map((event) => event.fitness);
+    const low = Math.min(...values, 1);
+    const high = Math.max(...values, low + 0.01);
+    this.x = (event) => pad.left + step * event.evaluation;
+    const y = (event) => (event.failure ? height - pad.bottom
+      : pad.top + (height - pad.top - pad.bottom) * (1 - (event.fitness - low) / (high - low)));
+    const edges = svg('g', {'aria-hidden': 'true'});
+    const nodes = svg('g');
+    const grid = svg('g', {'aria-hidden': 'true'});
+    for (let i = 0; i <= 4; i++) {
+      const value = low + ((high - low) * i) / 4;
+      const at = pad.top + (height - pad.top - pad.bottom) * (1 - i / 4);
+      grid.append(svg('line', {class: 'grid', x1: pad.left, x2: width, y1: at, y2: at}),
+        svg('text', {x: 4, y: at + 4}, percent(value)));
+    }
+    const every = Math.max(1, Math.ceil(60 / step));
+    for (let i = 0; i < events.length; i += every) {
+      grid.append(svg('text', {x: this.x(events[i]) - 6, y: height - 6}, `${i}`));
+    }
+    this.nodes = events.map((event) => {
+      if (event.parent !== null) {
+        const parent = events[event.parent];
+        const [x1, y1, x2, y2] = [this.x(parent), y(parent), this.x(event), y(event)];
+        const middle = (x1 + x2) / 2;
+        edges.append(svg('path', {
+          class: `edge ${event.accepted ? 'accepted' : ''}`,
+          d: `M${x1} ${y1}C${middle} ${y1} ${middle} ${y2} ${x2} ${y2}`,
+        }));
+      }
+      const kinds = [event.accepted && 'accepted', event.niche !== null && 'niche', event.failure && 'failed'];
+      const node = svg('circle', {
+        class: ['node', ...kinds.filter(Boolean)].join(' '), cx: this.x(event), cy: y(event), r: 5,
+        role: 'button', tabindex: '-1', 'data-evaluation': event.evaluation, 'aria-label': describe(event, ', '),
+      }, svg('title', {}, describe(event, '\n')));
+      nodes.append(node);
+      return node;
+    });
+    const picture = svg('svg', {
+      width, height, role: 'group', 'aria-label': `family tree of ${events.length} evaluations`,
+      onclick: ({target}) => {
+        const node = target.closest('.node');
+        if (node) this.select(Number(node.dataset.evaluation));
+      },
+      onkeydown: (press) => this.key(press),
+    }, grid, edges, nodes);
+    this.tree.replaceChildren(picture);
+  }
+
+  key(press) {
+    const {events} = this.data;
+    const moves = {
+      ArrowRight: Math.min(events.length - 1, this.selected + 1),
+      ArrowLeft: Math.max(0, this.selected - 1),
+      ArrowUp: events[this.selected].parent ?? this.selected,
+      Home: 0,
+      End: events.length - 1,
+    };
+    if (press.key in moves) {
+      press.preventDefault();
+      this.select(moves[press.key]);
+      this.nodes[this.selected].focus();
+    }
+  }
+
+  /** Shows an evaluation in the details; `chosen` by a person, or as the page begins. */
+  select(evaluation, chosen = true) {
+    const {events} = this.data;
+    this.chosen = this.chosen || chosen;
+    const event = events[evaluation];
+    for (const node of this.tree.querySelectorAll('.node.selected')) {
+      node.classList.remove('selected');
+      node.setAttribute('tabindex', '-1');
+    }
+    this.selected = evaluation;
+    const node = this.nodes[evaluation];
+    node.classList.add('selected');
+    node.setAttribute('tabindex', '0');
+    if (chosen) {
+      const at = this.x(event);
+      const {scrollLeft, clientWidth} = this.tree;
+      if (at < scrollLeft + 20 || at > scrollLeft + clientWidth - 20) {
+        this.tree.scrollLeft = at - clientWidth / 2;
+      }
+    }
+    const entries = [
+      ['network', genotypeText(event.genotype)],
+      ['parent', event.parent === null ? 'none, the first network'
+        : el('button', {class: 'plain', onclick: () => this.select(event.parent)}, `evaluation ${event.parent}`)],
+      ['mutation', event.mutation.map((name) => name.replaceAll('_', ' ')).join(', ') || '–'],
+      ['accuracy', percent(event.fitness)],
+      ['at birth', percent(event.fitness_at_birth ?? null)],
+      ['outcome', event.failure ? `failed: ${event.failure}` : event.accepted ? 'accepted' : 'rejected'],
+      ...(event.niche === null ? [] : [['niche', `opened from evaluation ${event.niche}`]]),
+      ['took', duration(event.seconds.total || 0)],
+    ];
+    this.details.replaceChildren(el('h3', {}, `Evaluation ${evaluation}`),
+      el('dl', {}, ...entries.flatMap(([name, value]) => [el('dt', {}, name), el('dd', {}, value)])),
+      network(event.genotype));
+    for (const row of this.table.querySelectorAll('tbody tr')) {
+      row.classList.toggle('selected', Number(row.dataset.evaluation) === evaluation);
+    }
+  }
+
+  columns() {
+    return [
+      ['evaluation', 'evaluation', (event) => event.evaluation, 'number'],
+      ['network', 'network', (event) => genotypeText(event.genotype), 'network-name'],
+      ['mutation', 'mutation', (event) => event.mutation.join(', ').replaceAll('_', ' '), ''],
+      ['parent', 'parent', (event) => event.parent, 'number'],
+      ['fitness', 'accuracy', (event) => event.fitness, 'number', percent],
+      ['birth', 'at birth', (event) => event.fitness_at_birth ?? null, 'number', percent],
+      ['outcome', 'outcome', (event) => (event.failure ? 'failed' : event.accepted ? 'accepted' : 'rejected'), ''],
+      ['niche', 'niche', (event) => event.niche, 'number'],
+      ['seconds', 'seconds', (event) => event.seconds.total || 0, 'number', (value) => value.toFixed(1)],
+    ];
+  }
+
+  drawTable() {
+    const columns = this.columns();
+    const [, , value] = columns.find(([name]) => name === this.sort.column);
+    const direction = this.sort.down ? -1 : 1;
+    const order = (a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (x === null || y === null) return (x === null) - (y === null);
+      return direction * (typeof x === 'string' ? x.localeCompare(y) : x - y) || a.evaluation - b.evaluation;
+    };
+    const rows = [...this.data.events].sort(order);
+    const pages = Math.ceil(rows.length / PAGE_ROWS);
+    this.page = Math.min(this.page, pages - 1);
+    const shown = rows.slice(this.page * PAGE_ROWS, (this.page + 1) * PAGE_ROWS);
+    const head = columns.map(([name, title, , kind]) => {
+      const sorted = name === this.sort.column;
+      return el('th', {scope: 'col', class: kind, 'aria-sort': sorted ? (this.sort.down ? 'descending' : 'ascending') : 'none'},
+        el('button', {onclick: () => {
+          this.sort = {column: name, down: sorted && !this.sort.down};
+          this.page = 0;
+          this.drawTable();
+          this.table.querySelector(`th:nth-child(${columns.findIndex(([n]) => n === name) + 1}) button`).focus();
+        }}, title));
+    });
+    const body = shown.map((event) => el('tr', {
+      class: event.evaluation === this.selected ? 'selectable selected' : 'selectable',
+      'data-evaluation': event.evaluation, onclick: () => this.select(event.evaluation),
+    }, ...columns.map(([, , get, kind, format]) => {
+      const cell = get(event);
+      return el('td', {class: kind}, format ? format(cell) : cell === null ? '–' : `${cell}`);
+    })));
+    const turn = (by, text, off) => {
+      const button = el('button', {class: 'plain', onclick: () => {
+        this.page += by;
+        this.drawTable();
+      }}, text);
+      button.disabled = off;
+      return button;
+    };
+    this.table.replaceChildren(
+      el('div', {class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'table of evaluations'}, el('table', {id: 'evaluations-table'},
+        el('thead', {}, el('tr', {}, ...head)), el('tbody', {}, ...body))),
+      ...(pages > 1 ? [el('div', {class: 'pager'}, turn(-1, 'back', this.page === 0),
+        `page ${this.page + 1} of ${pages}`, turn(1, 'on', this.page === pages - 1))] : []));
+  }
+
+  checkpoints() {
+    const {result} = this.data;
+    if (!result || !result.checkpoints.length) return [];
+    const head = ['search epochs', 'network', 'test accuracy after completion'];
+    return [section('Checkpoints', el('div', {class: 'scroll'}, el('table', {},
+      el('thead', {}, el('tr', {}, ...head.map((text) => el('th', {scope: 'col'}, text)))),
+      el('tbody', {}, ...result.checkpoints.map((entry) => el('tr', {},
+        el('td', {class: 'number'}, `${entry.epochs}`), el('td', {}, genotypeText(entry.genotype)),
+        el('td', {class: 'number'}, percent(entry.test_accuracy))))))))];
+  }
+}
+
+function bestEvent(events) {
+  return events.reduce((best, event, index) => (event.fitness > events[best].fitness ? index : best), 0);
+}
+
+function colorOf(event) {
+  if (event.failure) return '--failed';
+  if (event.niche !== null) return '--niche';
+  return event.accepted ? '--accepted' : '--rejected';
+}
+
+function describe(event, separator = '<br>') {
+  return [
+    `evaluation ${event.evaluation}`,
+    genotypeText(event.genotype),
+    event.mutation.join(', ').replaceAll('_', ' ') || 'first network',
+    event.failure ? `failed: ${event.failure}` : `${percent(event.fitness)}, ${event.accepted ? 'accepted' : 'rejected'}`,
+    ...(event.niche === null ? [] : [`niche of evaluation ${event.niche}`]),
+  ].join(separator);
+}
+
+// ----------------------------------------------------------------------------
+// A study
+// ----------------------------------------------------------------------------
+
+const STYLES = [['#0072B2', 'solid'], ['#E69F00', 'dash'], ['#009E73', 'dot'], ['#CC79A7', 'dashdot'], ['#7f7f7f', 'longdash']];
+
+function grid(header, rows) {
+  return el('div', {class: 'scroll'}, el('table', {},
+    el('thead', {}, el('tr', {}, ...header.map((text) => el('th', {scope: 'col'}, text)))),
+    el('tbody', {}, ...rows.map((row) => el('tr', {}, ...row.map((cell) => el('td', {}, cell)))))));
+}
+
+function showStudy(data, root) {
+  charts.length = 0;
+  document.getElementById('title').textContent = data.title;
+  const runs = data.settings.flatMap((setting) => setting.runs);
+  document.getElementById('subtitle').textContent =
+    `${data.dataset}, ${data.budget_epochs} epochs: ${runs.length} of ${data.num_runs} runs finished`;
+  const accuracy = el('div', {class: 'chart', id: 'study-chart'});
+  root.replaceChildren(
+    section('Accuracy', accuracy),
+    section('Table', grid(Object.keys(data.table[0] || {}), data.table.map((row) => Object.values(row)))),
+    section('Tests', el('pre', {tabindex: '0', 'aria-label': 'tests'}, data.report)),
+    section('Figures', el('div', {class: 'figures'}, ...data.figures.map(([name, source]) =>
+      el('img', {src: source, alt: `figure: ${name.replaceAll('_', ' ')}`})))),
+    section('Runs', grid(['setting', 'seed', 'best validation accuracy', 'report'], data.runs.map((run) => [
+      run.setting, `${run.seed}`, run.best === null ? run.why : percent(run.best),
+      run.link ? el('a', {href: run.link}, 'report') : '–',
+    ]))),
+  );
+  chart(accuracy, () => [data.settings.flatMap((setting, index) => {
+    const [color, dash] = STYLES[index % STYLES.length];
+    return setting.runs.map((run, number) => ({
+      x: run.epochs, y: run.best_fitness, name: setting.label, legendgroup: setting.name, showlegend: number === 0,
+      mode: 'lines', line: {color, dash, width: 1.5, shape: 'hv'}, opacity: 0.7,
+      hovertemplate: `${setting.name}, seed ${run.seed}<br>%{x} epochs: %{y:.1%}<extra></extra>`,
+    }));
+  }), layout({xaxis: {title: {text: 'training epochs used'}}, yaxis: {title: {text: 'best validation accuracy'}, tickformat: '.0%'}})]);
+}
+
+// ----------------------------------------------------------------------------
+// Start
+// ----------------------------------------------------------------------------
+
+let view = null;
+
+function show(data) {
+  const root = document.getElementById('main');
+  if (data.kind === 'study') {
+    showStudy(data, root);
+    return;
+  }
+  const before = view;
+  view = new Search(data, root);
+  if (before) {
+    for (const field of ['sort', 'page', 'axis']) view[field] = before[field];
+    if (before.chosen) [view.selected, view.chosen] = [before.selected, true];
+  }
+  view.show();
+}
+
+const first = JSON.parse(document.getElementById('data').textContent);
+show(first);
+
+if (first.refresh_seconds) {
+  let known = JSON.stringify(first);
+  setInterval(async () => {
+    try {
+      const text = await (await fetch('data.json')).text();
+      if (text !== known) {
+        known = text;
+        show(JSON.parse(text));
+      }
+    } catch {
+      document.getElementById('subtitle').textContent += ' (the server does not answer)';
+    }
+  }, 1000 * first.refresh_seconds);
+}
