@@ -22,7 +22,6 @@ import string
 from typing import Any
 
 from absl import flags, logging
-import plotly.offline
 
 from lamarck_jax import command, records, results
 from lamarck_jax.errors import UserError
@@ -55,8 +54,26 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def write_if_possible(workdir: str | os.PathLike[str]) -> pathlib.Path | None:
-  """Does as `write` does, but an error is a warning: the results are on disk."""
+  """Does as `write` does at the end of a run or a study.
+
+  An error is a warning: the results are on disk. A report that is newer than they are is
+  left as it is.
+
+  Args:
+    workdir: A run directory or a study's.
+
+  Returns:
+    The file, or None if there is none.
+  """
+  path = pathlib.Path(workdir, FILE_NAME)
   try:
+    written = [
+      result.stat().st_mtime_ns
+      for name in ('result.json', 'results.json')
+      if (result := path.with_name(name)).exists()
+    ]
+    if path.exists() and written and path.stat().st_mtime_ns >= max(written):
+      return path
     return write(workdir)
   except (UserError, OSError, ValueError, LookupError) as error:
     logging.warning('no report of %s: %s', workdir, error)
@@ -82,6 +99,8 @@ def collect(workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 def render(content: Mapping[str, Any]) -> str:
   """Returns the page that shows what `collect` has returned."""
+  import plotly.offline  # Half a second, which refusing bad input need not wait for.
+
   folder = importlib.resources.files('lamarck_jax') / 'report_page'
   parts = {
     name: (folder / f'page.{name}').read_text(encoding='utf-8')

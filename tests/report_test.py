@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -127,6 +128,17 @@ def test_other_directories_are_refused_in_one_line(tmp_path):
 def test_a_report_that_cannot_be_made_is_a_warning_after_a_search(tmp_path, caplog):
   assert report.write_if_possible(tmp_path) is None
   assert 'no report' in caplog.text
+
+
+def test_a_report_newer_than_the_results_is_left_as_it_is(tmp_path):
+  write_search(tmp_path, 2)
+  path = report.write_if_possible(tmp_path)
+  path.write_text('seen')
+  assert report.write_if_possible(tmp_path) == path
+  assert path.read_text() == 'seen'
+  os.utime(tmp_path / 'result.json')
+  report.write_if_possible(tmp_path)
+  assert len(data_of(path.read_text())['events']) == 2
 
 
 def test_nan_becomes_null(run_directory):
