@@ -56,8 +56,8 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
 def write_if_possible(workdir: str | os.PathLike[str]) -> pathlib.Path | None:
   """Does as `write` does at the end of a run or a study.
 
-  An error is a warning: the results are on disk. A report that is newer than they are is
-  left as it is.
+  An error is a warning: the results are on disk. A report that is newer than they are
+  is left as it is.
 
   Args:
     workdir: A run directory or a study's.
