@@ -60,7 +60,7 @@ def random_network(seed: int, num_mutations: int) -> Genotype:
   return genotype
 
 
-@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('seed', [1, 2])
 def test_losses_of_chained_blocks_equal_those_of_the_whole_network(tiny_dataset, seed):
   genotype = random_network(seed, num_mutations=5)
   variables = model.init_variables(KEY, genotype, 1, 3)
