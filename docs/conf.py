@@ -18,6 +18,7 @@ autodoc_member_order = 'bysource'
 autodoc_typehints = 'description'
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
+napoleon_use_ivar = True
 
 # The notebook runs whenever the documentation is built, and an error fails the build.
 nb_execution_mode = 'force'

@@ -2,7 +2,7 @@
 
 The recursion of Algorithm 1 is unrolled into a state: inside a niche the loop is
 the same, only the parent is the niche's, no further niche opens, and a count of
-iterations runs out.
+iterations runs out::
 
   state = init(space, budget_epochs=512, epochs_per_evaluation=4)
   while not state.done:

@@ -287,7 +287,7 @@ def init_variables(
     num_classes: Number of classes.
 
   Returns:
-    `{'params': ..., 'batch_stats': ...}` as `ConvNet.init` returns, float32.
+    Collections `params` and `batch_stats` as `ConvNet.init` returns them, float32.
   """
   shapes = traverse_util.flatten_dict(variable_shapes(genotype, channels, num_classes))
   return traverse_util.unflatten_dict(
