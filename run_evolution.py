@@ -73,11 +73,9 @@ def main(argv: list[str]) -> None:
 
   process.prepare(config, _XLA_CACHE_DIR.value)
   try:
-    with contextlib.ExitStack() as stack:
-      on_event = None
-      if _TENSORBOARD_DIR.value:
-        scalars = tensorboard.Scalars(_TENSORBOARD_DIR.value)
-        on_event = stack.enter_context(scalars)
+    directory = _TENSORBOARD_DIR.value
+    scalars = tensorboard.Scalars(directory) if directory else contextlib.nullcontext()
+    with scalars as on_event:
       result = search.run(config, workdir, on_event)
   except signals.Stopped as stopped:
     print(f'\nstopped; the same command again goes on from {workdir}', file=sys.stderr)

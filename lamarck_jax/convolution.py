@@ -10,12 +10,11 @@ plain NHWC float32 convolution, `jax.lax.conv_general_dilated` does the work.
 
 from collections.abc import Callable, Sequence
 import functools
-import itertools
 import math
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
+from jax import flatten_util, lax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
@@ -314,10 +313,8 @@ def _num_sharing() -> int:
 def _sum_over_devices(*arrays: jax.Array) -> tuple[jax.Array, ...]:
   if _num_sharing() == 1:
     return arrays
-  joined = lax.psum(jnp.concatenate([jnp.ravel(a) for a in arrays]), devices.BATCH)
-  ends = list(itertools.accumulate(a.size for a in arrays))
-  parts = jnp.split(joined, ends[:-1])
-  return tuple(part.reshape(a.shape) for part, a in zip(parts, arrays))
+  flat, unravel = flatten_util.ravel_pytree(arrays)  # One collective, not several.
+  return unravel(lax.psum(flat, devices.BATCH))
 
 
 def _join_moments(mean: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:

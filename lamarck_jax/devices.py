@@ -15,16 +15,17 @@ _MIN_EXAMPLES = 32
 _NUM_THREADS = 'PJRT_NPROC'
 
 
+def available_cores() -> list[int]:
+  """Returns the cores to which the operating system confines this process."""
+  if hasattr(os, 'sched_getaffinity'):
+    return sorted(os.sched_getaffinity(0))
+  return list(range(os.cpu_count() or 1))
+
+
 @functools.cache
 def num_cores() -> int:
-  """Returns the number of cores that this process may use.
-
-  The operating system may confine it to some, and PJRT_NPROC to a number.
-  """
-  if hasattr(os, 'sched_getaffinity'):
-    count = len(os.sched_getaffinity(0))
-  else:
-    count = os.cpu_count() or 1
+  """Returns the number of cores to use: those available, or PJRT_NPROC if fewer."""
+  count = len(available_cores())
   return min(count, int(os.environ.get(_NUM_THREADS, count)))
 
 

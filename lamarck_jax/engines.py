@@ -25,6 +25,7 @@ from typing import TextIO
 
 from ml_collections import config_dict
 
+from lamarck_jax import devices
 from lamarck_jax.errors import UserError
 
 # None, or why a run failed; an exception where its process died.
@@ -126,7 +127,7 @@ class LocalEngine:
     Args:
       num_workers: Number of processes; one per GPU, or else per core, by default.
     """
-    cores, gpus = _available_cores(), _available_gpus()
+    cores, gpus = devices.available_cores(), _available_gpus()
     self.num_workers = num_workers or len(gpus or cores)
     self._environments = []
     for worker in range(self.num_workers):
@@ -185,12 +186,6 @@ def _initialise_worker(cores: Sequence[int], environment: Mapping[str, str]) -> 
     os._exit(1)
 
   threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _available_cores() -> list[int]:
-  if hasattr(os, 'sched_getaffinity'):
-    return sorted(os.sched_getaffinity(0))
-  return list(range(os.cpu_count() or 1))
 
 
 def _available_gpus() -> list[str]:

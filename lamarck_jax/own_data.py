@@ -1,6 +1,6 @@
 """A user's own images: an npz file, or a folder with one folder per class.
 
-Their names are written so::
+As `dataset.name` has them::
 
   npz:FILE     x_train, y_train; optional x_test, y_test, class_names
   folder:DIR   DIR/train/<class>/*.png|jpg|..., optional DIR/test/<class>/...

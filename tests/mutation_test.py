@@ -471,7 +471,7 @@ class _EverythingEvaluated(Collection):
     return len(self.asked) < self._num_questions
 
   def __iter__(self) -> Iterator:
-    raise NotImplementedError
+    raise AssertionError('mutate asks the history, and does not go through it')
 
   def __len__(self) -> int:
     return self._num_questions

@@ -142,7 +142,7 @@ def test_a_report_newer_than_the_results_is_left_as_it_is(tmp_path):
   assert len(data_of(path.read_text())['events']) == 2
 
 
-def test_nan_becomes_null(run_directory):
+def test_nan_becomes_null():
   page = report.render({'title': 'x', 'a': [float('nan'), {'b': float('inf')}], 'c': 1})
   assert data_of(page) == {'title': 'x', 'a': [None, {'b': None}], 'c': 1}
 

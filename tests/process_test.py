@@ -1,0 +1,43 @@
+"""Tests of `process`: what a search sets before JAX looks at the machine."""
+
+import pytest
+
+from lamarck_jax import allocator, compilation_cache, devices, process
+from lamarck_jax.errors import UserError
+
+
+@pytest.fixture
+def calls(monkeypatch):
+  """What is set, in order, with nothing being set."""
+  made = []
+  for module, name in (
+    (allocator, 'keep_freed_memory'),
+    (devices, 'use_every_core'),
+    (compilation_cache, 'enable'),
+  ):
+    monkeypatch.setattr(
+      module, name, lambda *arguments, name=name: made.append((name, *arguments))
+    )
+  return made
+
+
+def test_the_largest_activations_decide_how_memory_is_kept(calls, tiny_config):
+  process.prepare(tiny_config, 'cache')  # No image size: it is not known.
+  tiny_config.dataset.image_size = 16
+  process.prepare(tiny_config, 'cache')
+  others = [('use_every_core',), ('enable', 'cache')]
+  assert calls == [
+    ('keep_freed_memory', None),
+    *others,
+    ('keep_freed_memory', 32 * 16 * 16 * 8 * 4),
+    *others,
+  ]
+
+
+def test_an_impossible_configuration_is_refused_before_anything_is_set(
+  calls, tiny_config
+):
+  tiny_config.search_space.filters = ()
+  with pytest.raises(UserError, match='filters'):
+    process.prepare(tiny_config, None)
+  assert calls == []
