@@ -51,8 +51,9 @@ def complete(
     learning_rates: The learning rate of every epoch.
 
   Returns:
-    `evaluation`, the genotype's fields, `fitness` before completion, and
-    `validation_accuracy`, `test_accuracy` and `seconds` after it.
+    `evaluation`, the genotype's fields, `fitness` before completion, and after it
+    `validation_accuracy`, `test_accuracy`, `test_accuracy_by_class` (None for a class
+    without test examples) and `seconds`.
   """
   outcome = directory.read_completed(individual.evaluation)
   if outcome is not None:
@@ -74,12 +75,18 @@ def complete(
       last_save = time.monotonic()
       save_seconds = last_save - now
   variables = state.variables
+  correct = trainer.num_correct(genotype, variables, 'test')
+  totals = trainer.num_examples('test')
   outcome = {
     'evaluation': individual.evaluation,
     **records.genotype_to_json(genotype),
     'fitness': individual.fitness,
     'validation_accuracy': trainer.accuracy(genotype, variables, 'validation'),
-    'test_accuracy': trainer.accuracy(genotype, variables, 'test'),
+    'test_accuracy': int(correct.sum()) / int(totals.sum()),
+    'test_accuracy_by_class': {
+      name: int(right) / int(total) if total else None
+      for name, right, total in zip(trainer.class_names, correct, totals)
+    },
     'seconds': round(time.monotonic() - start, 3),
   }
   directory.write_completed(individual.evaluation, outcome, variables)

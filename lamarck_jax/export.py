@@ -1,9 +1,10 @@
 """Takes the best network of a search home, to be used without this package's training.
 
-  python -m lamarck_jax.export WORKDIR --out=DIR
+  python -m lamarck_jax.export WORKDIR --out=DIR [--onnx]
 
 The folder has the network as a program (`jax.export`, StableHLO, for any batch size, on
-CPU, GPU and TPU), its weights (safetensors), and what they mean (JSON):
+CPU, GPU and TPU) and with `--onnx` as ONNX, its weights (safetensors), and what they
+mean (JSON):
 
   network = lamarck_jax.load('DIR')
   probabilities = network(images)  # uint8 [batch, height, width, channels]
@@ -28,11 +29,13 @@ import safetensors.numpy
 from lamarck_jax import command, datasets, model, records
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
+from lamarck_jax.model import Variables
 
 FORMAT_VERSION = 1
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
 _PROGRAM = 'network.stablehlo'
+_ONNX = 'network.onnx'
 _WEIGHTS = 'weights.safetensors'
 _DESCRIPTION = 'network.json'
 
@@ -97,23 +100,28 @@ def load(path: str | os.PathLike[str]) -> Network:
   return _load_run(path)[0]
 
 
-def export(workdir: str | os.PathLike[str], out: str | os.PathLike[str]) -> Network:
+def export(
+  workdir: str | os.PathLike[str], out: str | os.PathLike[str], *, onnx: bool = False
+) -> Network:
   """Writes the network of a finished search to a folder.
 
   Args:
     workdir: The run directory.
     out: The folder; made if it is not there.
+    onnx: Whether to write the network as ONNX too, in float32; needs jax2onnx.
 
   Returns:
     The network.
 
   Raises:
-    UserError: If the search is not finished, or the folder cannot be written.
+    UserError: If the search is not finished, the folder cannot be written, or jax2onnx
+      is not installed.
   """
   network, variables = _load_run(pathlib.Path(workdir))
   (batch,) = jax.export.symbolic_shape('batch')
   images = jax.ShapeDtypeStruct((batch, *network.image_shape), jnp.uint8)
   program = jax.export.export(jax.jit(network.predict), platforms=PLATFORMS)(images)
+  onnx_model = _to_onnx(network, variables) if onnx else None
   description = {
     'format_version': FORMAT_VERSION,
     'architecture': str(network.genotype),
@@ -130,7 +138,9 @@ def export(workdir: str | os.PathLike[str], out: str | os.PathLike[str]) -> Netw
     out.mkdir(parents=True, exist_ok=True)
     (out / _PROGRAM).write_bytes(program.serialize())
     (out / _WEIGHTS).write_bytes(safetensors.numpy.save(weights))
-    (out / 'README.md').write_text(_readme(network))
+    if onnx_model is not None:
+      (out / _ONNX).write_bytes(onnx_model)
+    (out / 'README.md').write_text(_readme(network, onnx))
     # Last, since it makes the folder one that `load` takes.
     (out / _DESCRIPTION).write_text(json.dumps(description, indent=2) + '\n')
   except OSError as error:
@@ -164,30 +174,35 @@ def _load_run(path: pathlib.Path) -> tuple[Network, dict[str, Any]]:
   except ValueError as error:
     raise UserError(f'weights: {path}: {error}') from error
   mean, std = datasets.channel_statistics(dataset.train.images)
-  network = model.ConvNet(
+  module = model.ConvNet(
     genotype,
     dataset.num_classes,
     dtype=jnp.dtype(config.compute_dtype).type,
     conv_general_dilated=jax.lax.conv_general_dilated,
   )
+  network = Network(
+    genotype,
+    dataset.image_shape,
+    dataset.class_names,
+    tuple(map(float, mean)),
+    tuple(map(float, std)),
+    chosen.get('test_accuracy'),
+    _predictor(module, variables, mean, std),
+  )
+  return network, variables
+
+
+def _predictor(
+  module: model.ConvNet, variables: Variables, mean: np.ndarray, std: np.ndarray
+) -> Callable[[Any], jax.Array]:
+  """Returns the function from uint8 images to probabilities."""
 
   def predict(images: jax.Array) -> jax.Array:
-    x = ((images.astype(jnp.float32) - mean) / std).astype(network.dtype)
-    logits: Any = network.apply(variables, x)
+    x = ((images.astype(jnp.float32) - mean) / std).astype(module.dtype)
+    logits: Any = module.apply(variables, x)
     return jax.nn.softmax(logits)
 
-  return (
-    Network(
-      genotype,
-      dataset.image_shape,
-      dataset.class_names,
-      tuple(map(float, mean)),
-      tuple(map(float, std)),
-      chosen.get('test_accuracy'),
-      jax.jit(predict),
-    ),
-    variables,
-  )
+  return jax.jit(predict)
 
 
 def _load_exported(path: pathlib.Path) -> Network:
@@ -215,7 +230,43 @@ def _load_exported(path: pathlib.Path) -> Network:
     raise UserError(f'{path}: not what was exported: {reason}') from error
 
 
-def _readme(network: Network) -> str:
+def _to_onnx(network: Network, variables: Variables) -> bytes:
+  try:
+    import jax2onnx
+  except ImportError as error:
+    raise UserError(
+      f'onnx: {error}: want jax2onnx, of `pip install "lamarck-jax[onnx]"`'
+    ) from error
+  # In float32, since ONNX Runtime has no bfloat16 on CPU.
+  module = model.ConvNet(
+    network.genotype,
+    len(network.class_names),
+    conv_general_dilated=jax.lax.conv_general_dilated,
+  )
+  mean, std = np.array((network.mean, network.std), np.float32)
+  return jax2onnx.to_onnx(
+    _predictor(module, variables, mean, std),
+    inputs=[jax.ShapeDtypeStruct(('batch', *network.image_shape), jnp.uint8)],
+    model_name=str(network.genotype),
+    input_names=['images'],
+    output_names=['probabilities'],
+  ).SerializeToString()
+
+
+_ONNX_README = f"""
+`{_ONNX}` is the same in float32, for ONNX Runtime among others:
+
+```python
+import numpy as np, onnxruntime
+
+session = onnxruntime.InferenceSession('{_ONNX}')
+images = np.zeros((1, *session.get_inputs()[0].shape[1:]), np.uint8)
+print(np.argmax(session.run(None, {{'images': images}})[0], axis=-1))
+```
+"""
+
+
+def _readme(network: Network, onnx: bool) -> str:
   shape = ', '.join(map(str, network.image_shape))
   accuracy = (
     'not tested'
@@ -242,17 +293,18 @@ print(np.argmax(program.call(images), axis=-1))
 ```
 
 With the package: `lamarck_jax.load('.')(images)`.
-"""
+""" + (_ONNX_README if onnx else '')
 
 
 def main(argv: Sequence[str]) -> None:
   """Exports the network of the run directory that is given."""
   if len(argv) != 2 or not flags.FLAGS.out:
     raise UserError('arguments: want WORKDIR --out=DIR')
-  network = export(argv[1], flags.FLAGS.out)
+  network = export(argv[1], flags.FLAGS.out, onnx=flags.FLAGS.onnx)
   print(f'{network.genotype} is in {flags.FLAGS.out}')
 
 
 if __name__ == '__main__':
   flags.DEFINE_string('out', None, 'Folder for the network.')
+  flags.DEFINE_bool('onnx', False, 'Write it as ONNX too; needs jax2onnx.')
   command.run(main)

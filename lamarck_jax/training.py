@@ -58,8 +58,8 @@ class Targets(NamedTuple):
     labels: int32 [num_examples], all splits.
     order: int32 [steps * batch_size], the examples in the order of this pass.
     step: int32 scalar, index of the batch.
-    total: float32 scalar, summed over the batches so far: the loss in training,
-      the number of correct predictions in evaluation.
+    total: Summed over the batches so far: the loss in training, float32 scalar; the
+      correct predictions of each class in evaluation, int32 [num_classes].
   """
 
   labels: jax.Array
@@ -195,7 +195,7 @@ def head_programs(
   Args:
     module: The classifier.
     inputs: Shape, dtype and sharding of the last block's outputs.
-    targets: Shapes, dtypes and shardings of the targets.
+    targets: Shapes, dtypes and shardings of the targets in training.
   """
   batch_size = inputs.shape[0]
 
@@ -220,13 +220,15 @@ def head_programs(
     position = targets.step * batch_size + jnp.arange(batch_size)
     logits: Any = module.apply({'params': params}, inputs)
     correct = (jnp.argmax(logits, axis=-1) == labels) & (position < num_examples)
-    return targets.step + 1, targets.total + jnp.sum(correct)
+    return targets.step + 1, targets.total.at[labels].add(correct.astype(jnp.int32))
 
   mesh, share, alike = _shardings(inputs)
   shapes = model.classifier_shapes(module, _num_channels(inputs))
   params = _structs(shapes['params'], alike)
-  opt_state, learning_rate, num_examples = _structs(
-    (_opt_state_shapes(params), _SCALAR, jax.ShapeDtypeStruct((), jnp.int32)), alike
+  count = jax.ShapeDtypeStruct((), jnp.int32)
+  counts = jax.ShapeDtypeStruct((module.num_classes,), jnp.int32)
+  opt_state, learning_rate, num_examples, num_correct = _structs(
+    (_opt_state_shapes(params), _SCALAR, count, counts), alike
   )
   with jax.set_mesh(mesh):
     compiled_train = (
@@ -240,7 +242,7 @@ def head_programs(
     )
     compiled_infer = (
       jax.jit(infer, out_shardings=alike)
-      .lower(params, inputs, targets, num_examples)
+      .lower(params, inputs, targets._replace(total=num_correct), num_examples)
       .compile()
     )
   return HeadPrograms(compiled_train, compiled_infer)
@@ -346,6 +348,7 @@ class Trainer:
     steps_per_epoch: Training steps per epoch; the remainder is dropped.
     examples_per_epoch: Examples that these see.
     num_classes: Number of classes.
+    class_names: Names of the classes, by label.
     image_shape: (height, width, channels).
   """
 
@@ -368,6 +371,7 @@ class Trainer:
     self.steps_per_epoch = len(dataset.train.labels) // batch_size
     self.examples_per_epoch = self.steps_per_epoch * batch_size
     self.num_classes = dataset.num_classes
+    self.class_names = dataset.class_names
     self.image_shape = dataset.image_shape
     self._dtype = jnp.dtype(compute_dtype).type
     self._examples: dict[str, range] = {}
@@ -388,7 +392,13 @@ class Trainer:
         std,
       )
     )
-    self._zero_step, self._zero_total = self._put((np.int32(0), np.float32(0)))
+    self._num_examples = {
+      name: np.bincount(split.labels, minlength=self.num_classes)
+      for name, split in splits.items()
+    }
+    self._zero_step, self._zero_loss, self._zero_correct = self._put(
+      (np.int32(0), np.float32(0), np.zeros(self.num_classes, np.int32))
+    )
     # One length for all splits, so that all share the first block's programs.
     longest = max(map(len, self._examples.values()))
     self._order_length = -(-longest // batch_size) * batch_size
@@ -402,7 +412,7 @@ class Trainer:
 
   def check_device(self) -> None:
     """Raises JAX's error if the device computes nothing any more."""
-    (self._zero_total + 1).block_until_ready()
+    (self._zero_loss + 1).block_until_ready()
 
   def compile_ahead(self, genotype: Genotype) -> None:
     """Begins to compile a network's programs, and does not wait.
@@ -493,7 +503,7 @@ class Trainer:
 
     order = self._put(self._shuffle(jax.random.fold_in(key, epoch)))
     rate = self._put(np.float32(learning_rate))
-    step, total = self._zero_step, self._zero_total
+    step, total = self._zero_step, self._zero_loss
     for _ in range(self.steps_per_epoch):
       x, pullbacks = self._images(order, step), []
       for index, block in enumerate(blocks):
@@ -523,6 +533,26 @@ class Trainer:
       variables: Its variables.
       split: `train`, `validation` or `test`; every example counts once.
     """
+    correct = self.num_correct(genotype, variables, split)
+    return int(correct.sum()) / len(self._examples[split])
+
+  def num_examples(self, split: str) -> np.ndarray:
+    """Returns how many examples of each class a split has, int64 [num_classes]."""
+    return self._num_examples[split]
+
+  def num_correct(
+    self, genotype: Genotype, variables: Variables, split: str
+  ) -> np.ndarray:
+    """Returns how many examples of each class a network classifies right.
+
+    Args:
+      genotype: The architecture.
+      variables: Its variables.
+      split: `train`, `validation` or `test`; every example counts once.
+
+    Returns:
+      int32 [num_classes].
+    """
     blocks, head = self._programs(genotype)
     names = [model.block_name(block) for block in genotype.blocks]
     params, stats = self._put((variables['params'], variables['batch_stats']))
@@ -530,14 +560,14 @@ class Trainer:
     num_steps = -(-len(examples) // self.batch_size)
     order = np.resize(np.asarray(examples, np.int32), self._order_length)
     order, num_examples = self._put((order, np.int32(len(examples))))
-    step, total = self._zero_step, self._zero_total
+    step, correct = self._zero_step, self._zero_correct
     for _ in range(num_steps):
       x = self._images(order, step)
       for name, block in zip(names, blocks):
         x = block.infer(params[name], stats[name], x)
-      targets = Targets(self._labels, order, step, total)
-      step, total = head.infer(params[model.CLASSIFIER], x, targets, num_examples)
-    return float(total) / len(examples)
+      targets = Targets(self._labels, order, step, correct)
+      step, correct = head.infer(params[model.CLASSIFIER], x, targets, num_examples)
+    return np.asarray(correct)
 
   def output_statistics(
     self, genotype: Genotype, variables: Variables
@@ -588,7 +618,7 @@ class Trainer:
     """Returns the programs of a network's blocks and of its classifier, to be."""
     order = jax.ShapeDtypeStruct((self._order_length,), jnp.int32)
     inputs: Any = _structs(self._images(order, self._zero_step), self._alike)
-    labels, total = _structs((self._labels, self._zero_total), self._alike)
+    labels, total = _structs((self._labels, self._zero_loss), self._alike)
     targets = Targets(labels, inputs.order, inputs.step, total)
     _, height, width, _ = inputs.pixels.shape
     futures = []

@@ -23,6 +23,15 @@ np.save('probabilities.npy', program.call(images))
 """
 
 
+_ONNX_ALONE = """
+import sys, numpy as np, onnxruntime
+sys.modules['lamarck_jax'] = sys.modules['jax'] = None
+session = onnxruntime.InferenceSession('network.onnx')
+images = np.load('images.npy')
+np.save('probabilities.npy', session.run(['probabilities'], {'images': images})[0])
+"""
+
+
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   """Configuration and directory of a finished search, and what it exports."""
@@ -51,6 +60,43 @@ def test_the_exported_network_has_the_recorded_test_accuracy(finished):
     np.testing.assert_allclose(network(test.images), probabilities, atol=1e-6)
     assert network.test_accuracy == checkpoint['test_accuracy']
     assert network.class_names == tuple('0123456789')
+
+
+@pytest.mark.parametrize('compute_dtype', ['float32', 'bfloat16'])
+def test_onnx_runtime_predicts_the_same(tmp_path, compute_dtype):
+  pytest.importorskip('jax2onnx')
+  pytest.importorskip('onnxruntime')
+  config = conftest.make_tiny_config()
+  config.compute_dtype = compute_dtype
+  config.budget_epochs = 1
+  config.checkpoint_epochs = ()
+  search.run(config, tmp_path / 'run')
+  network = export.export(tmp_path / 'run', tmp_path / 'out', onnx=True)
+  images = datasets.load(**config.dataset).test.images
+  tolerance = {'float32': 1e-4, 'bfloat16': 0.02}[compute_dtype]
+  for number in (len(images), 1):
+    np.save(tmp_path / 'out' / 'images.npy', images[:number])
+    subprocess.run(
+      [sys.executable, '-c', _ONNX_ALONE], cwd=tmp_path / 'out', check=True, timeout=120
+    )
+    probabilities = np.load(tmp_path / 'out' / 'probabilities.npy')
+    np.testing.assert_allclose(probabilities, network(images[:number]), atol=tolerance)
+  program = (tmp_path / 'out' / 'README.md').read_text().split('```')[3]
+  subprocess.run(
+    [sys.executable, '-c', program.removeprefix('python\n')],
+    cwd=tmp_path / 'out',
+    check=True,
+    timeout=120,
+  )
+
+
+def test_without_the_converter_the_extra_is_named(finished, tmp_path, monkeypatch):
+  _, workdir, _ = finished
+  monkeypatch.setitem(sys.modules, 'jax2onnx', None)
+  with pytest.raises(UserError, match=r'lamarck-jax\[onnx\]') as raised:
+    export.export(workdir, tmp_path / 'out', onnx=True)
+  assert '\n' not in str(raised.value)
+  assert not (tmp_path / 'out').exists()
 
 
 def test_any_number_of_images_can_be_classified_and_nothing_else(finished):

@@ -67,6 +67,7 @@ def write_search(path, num_evaluations, finished=True):
             'epochs': num_evaluations,
             **records.genotype_to_json(best.genotype),
             'test_accuracy': 0.875,
+            'test_accuracy_by_class': {'<b>cat</b>': 0.9, 'dog': 0.85, 'none': None},
           }
         ],
       }
@@ -241,6 +242,12 @@ def test_the_tree_has_a_node_per_event_and_a_click_shows_the_network(
         assert 'failed: out of <memory>' in details.inner_text()
     assert '87.5 %' in page.locator('.tiles').inner_text()
     assert '<b>cat</b>, dog' in page.locator('main').inner_text()
+    rows = page.locator('#classes-table tbody tr')
+    assert [row.inner_text().split('\t')[:2] for row in rows.all()] == [
+      ['none', 'no examples'],
+      ['dog', '85.0 %'],
+      ['<b>cat</b>', '90.0 %'],
+    ]
 
 
 def test_the_keyboard_is_enough(browser, run_directory):

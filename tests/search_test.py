@@ -206,16 +206,16 @@ def test_the_test_split_is_used_only_for_completed_checkpoints(
   tiny_config, tmp_path, monkeypatch
 ):
   calls = []
-  accuracy = training.Trainer.accuracy
+  num_correct = training.Trainer.num_correct
 
   def recorded(self, genotype, variables, split):
     calls.append(split)
-    return accuracy(self, genotype, variables, split)
+    return num_correct(self, genotype, variables, split)
 
-  monkeypatch.setattr(training.Trainer, 'accuracy', recorded)
+  monkeypatch.setattr(training.Trainer, 'num_correct', recorded)
   result = search.run(tiny_config, tmp_path / 'run')
   completed = {checkpoint['evaluation'] for checkpoint in result['checkpoints']}
-  assert calls == ['validation'] * 16 + ['validation', 'test'] * len(completed)
+  assert calls == ['validation'] * 16 + ['test', 'validation'] * len(completed)
 
 
 def test_completion_follows_the_papers_schedule(tiny_config):
@@ -288,6 +288,10 @@ def test_completed_weights_reach_the_recorded_test_accuracy(tiny_config, undistu
       'test',
     )
     assert accuracy == checkpoint['test_accuracy']
+    shares = np.bincount(dataset.test.labels) / len(dataset.test.labels)
+    by_class = checkpoint['test_accuracy_by_class']
+    assert tuple(by_class) == dataset.class_names
+    assert np.dot(list(by_class.values()), shares) == pytest.approx(accuracy)
 
 
 def test_events_hold_what_the_algorithm_asked_for(tiny_config, undisturbed):

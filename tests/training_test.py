@@ -153,6 +153,10 @@ def test_evaluation_counts_every_example_once(tiny_dataset, batch_size):
     logits = network.apply(variables, jnp.asarray(images, jnp.float32))
     correct = np.asarray(logits).argmax(-1) == examples.labels
     assert trainer.accuracy(genotype, variables, split) == correct.mean()
+    np.testing.assert_array_equal(
+      trainer.num_correct(genotype, variables, split),
+      np.bincount(examples.labels, weights=correct, minlength=3),
+    )
 
 
 def test_an_epoch_is_a_fresh_permutation_and_drops_the_remainder(tiny_dataset):

@@ -410,7 +410,20 @@ class Search {
       el('thead', {}, el('tr', {}, ...head.map((text) => el('th', {scope: 'col'}, text)))),
       el('tbody', {}, ...result.checkpoints.map((entry) => el('tr', {},
         el('td', {class: 'number'}, `${entry.epochs}`), el('td', {}, genotypeText(entry.genotype)),
-        el('td', {class: 'number'}, percent(entry.test_accuracy))))))))];
+        el('td', {class: 'number'}, percent(entry.test_accuracy)))))))),
+      ...this.classes(result.checkpoints.at(-1))];
+  }
+
+  /** Test accuracy of each class, the worst first. */
+  classes(checkpoint) {
+    const classes = Object.entries(checkpoint.test_accuracy_by_class || {}).sort(([, a], [, b]) => a - b);
+    if (!classes.length) return [];
+    const head = ['class', 'test accuracy', ''];
+    return [section('Classes', el('div', {class: 'scroll'}, el('table', {id: 'classes-table'},
+      el('thead', {}, el('tr', {}, ...head.map((text) => el('th', {scope: 'col'}, text)))),
+      el('tbody', {}, ...classes.map(([name, accuracy]) => el('tr', {},
+        el('td', {}, name), el('td', {class: 'number'}, accuracy === null ? 'no examples' : percent(accuracy)),
+        el('td', {}, el('div', {class: 'bar', style: `width: ${10 * (accuracy ?? 0)}rem`}))))))))];
   }
 }
 
