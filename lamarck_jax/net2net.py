@@ -35,6 +35,30 @@ from lamarck_jax.model import Variables
 Statistics = tuple[np.ndarray, np.ndarray]
 
 
+def is_exact(parent: Genotype, child: Genotype, channels: int) -> bool:
+  """Returns whether a child can compute just what its parent does.
+
+  Args:
+    parent: The parent's genotype.
+    child: The child's genotype, a mutant of the parent.
+    channels: Number of channels of the images.
+  """
+  before = {block.lineage: block for block in parent.blocks}
+  for index, block in enumerate(child.blocks):
+    old = before.pop(block.lineage, None)
+    if old is None:
+      if block.filters < channels * (2 if index == 0 else 1):
+        return False
+    elif (
+      block.filters < old.filters
+      or block.kernel_size < old.kernel_size
+      or block.stride != old.stride
+    ):
+      return False
+    channels = block.filters
+  return not before
+
+
 def widen(rng: np.random.Generator, channels: int, filters: int) -> np.ndarray:
   """Returns which of its channels the outputs of a widened layer are (Net2WiderNet).
 

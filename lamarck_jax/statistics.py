@@ -251,7 +251,7 @@ def _percent(value: float) -> str:
   return '-' if math.isnan(value) else f'{100 * value:.1f}'
 
 
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """Returns a Markdown table."""
   cells = [list(header), *map(list, rows)]
   widths = [max(map(len, column)) for column in zip(*cells)]
@@ -273,7 +273,7 @@ def report(study: Study) -> str:
       mean = f'{row[f"mean@{n}"]}±{row[f"std@{n}"]}'
       cells += [row[f'min@{n}'], mean, row[f'max@{n}'], row[f'n@{n}']]
     rows.append([*cells, row['mean FLOPs']])
-  parts = ['Test accuracy after completion, percent:', _grid(header, rows)]
+  parts = ['Test accuracy after completion, percent:', markdown_table(header, rows)]
 
   total = sum(run.flops for setting in study.settings for run in setting.runs)
   num_runs = sum(len(setting.runs) for setting in study.settings)
@@ -284,7 +284,7 @@ def report(study: Study) -> str:
     parts += [
       'One-sided Mann-Whitney U tests (effect: chance that a run of the first is'
       ' better; p Holm: corrected over the tests of a measure):',
-      _grid(
+      markdown_table(
         ['measure', 'greater', 'than', 'n', 'U', 'effect', 'p', 'p Holm'],
         [
           [

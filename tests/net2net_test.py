@@ -61,25 +61,6 @@ def assert_same_function(parent, parent_variables, child, variables, size) -> No
   )
 
 
-def is_exact(parent: Genotype, child: Genotype) -> bool:
-  """Whether a mutation is in a direction that preserves the function."""
-  before = {block.lineage: block for block in parent.blocks}
-  channels = 3
-  for index, block in enumerate(child.blocks):
-    old = before.get(block.lineage)
-    if old is None:
-      if block.filters < channels * (2 if index == 0 else 1):
-        return False
-    elif (
-      block.filters < old.filters
-      or block.kernel_size < old.kernel_size
-      or block.stride != old.stride
-    ):
-      return False
-    channels = block.filters
-  return before.keys() <= {block.lineage for block in child.blocks}
-
-
 @_PROPERTY
 @given(
   seeds,
@@ -96,7 +77,7 @@ def test_a_child_in_an_exact_direction_computes_what_its_parent_does(
     child = getattr(mutation, operator)(key, parent, SPACE)
   except mutation.NotApplicable:
     return
-  if not is_exact(parent, child):
+  if not net2net.is_exact(parent, child, 3):
     return
   parent_variables = trained_variables(parent_seed, parent)
   variables = inheritance.inherit(
@@ -117,7 +98,7 @@ def test_the_operators_reach_every_exact_direction():
         child = getattr(mutation, operator)(jax.random.key(seed), parent, SPACE)
       except mutation.NotApplicable:
         continue
-      found[operator] += is_exact(parent, child) and child != parent
+      found[operator] += net2net.is_exact(parent, child, 3) and child != parent
   assert min(found.values()) >= 4
 
 
@@ -151,7 +132,7 @@ def test_several_mutations_at_once_are_exact_too():
     ),
     10,
   )
-  assert is_exact(parent, child)
+  assert net2net.is_exact(parent, child, 3)
   parent_variables = trained_variables(0, parent)
   variables = net2net.inherit(
     jax.random.key(0), parent, parent_variables, child, image_size=8
