@@ -23,12 +23,12 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
   'Configuration file, configs/digits.py by default; and after a colon the setting:'
-  ' lamarckian (the default), baseline_1 or baseline_2.',
+  ' lamarckian (the default), baseline_1, baseline_2, net2net or overlap.',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
-  'Run directory; runs/<config>-<setting>-seed<seed> by default.',
+  'Run directory; runs/<config or own data>-<setting>-seed<seed> by default.',
 )
 _TENSORBOARD_DIR = flags.DEFINE_string(
   'tensorboard_dir', None, "Folder for TensorBoard's scalars; none by default."
@@ -37,8 +37,13 @@ _XLA_CACHE_DIR = flags.DEFINE_string('xla_cache_dir', None, command.XLA_CACHE_DI
 
 
 def _default_workdir() -> str:
-  name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
+  from lamarck_jax import own_data  # Imports NumPy, which --help needs not wait for.
+
   config = _CONFIG.value
+  name = config_flags.get_config_filename(flags.FLAGS['config'])
+  if config.dataset.name.startswith(own_data.PREFIXES):
+    name = os.path.abspath(config.dataset.name.partition(':')[2])
+  name = pathlib.Path(name).stem
   return os.path.join('runs', f'{name}-{config.setting}-seed{config.seed}')
 
 
@@ -66,19 +71,18 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise UserError(f'arguments: got {argv[1]!r}, want flags alone')
   config, workdir = _CONFIG.value, _WORKDIR.value or _default_workdir()
-  signals.install()
-
   # These import JAX, which --help needs not wait for.
   from lamarck_jax import process, report, search, tensorboard
 
-  process.prepare(config, _XLA_CACHE_DIR.value)
   try:
+    signals.install()
+    process.prepare(config, _XLA_CACHE_DIR.value)
     directory = _TENSORBOARD_DIR.value
     scalars = tensorboard.Scalars(directory) if directory else contextlib.nullcontext()
     with scalars as on_event:
       result = search.run(config, workdir, on_event)
   except signals.Stopped as stopped:
-    print(f'\nstopped; the same command again goes on from {workdir}', file=sys.stderr)
+    signals.say_stopped(f'stopped; the same command again goes on from {workdir}')
     sys.exit(stopped.status)
   _print_result(result, workdir)
   if path := report.write_if_possible(workdir):

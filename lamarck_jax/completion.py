@@ -11,6 +11,8 @@ import numpy as np
 from lamarck_jax import records
 from lamarck_jax.errors import DamagedError
 from lamarck_jax.evolution import Individual
+from lamarck_jax.model import Variables
+from lamarck_jax.progress import CompletionProgress
 from lamarck_jax.training import Trainer, TrainingState
 
 # Saves on the way may take this share of the time.
@@ -58,26 +60,37 @@ def complete(
   outcome = directory.read_completed(individual.evaluation)
   if outcome is not None:
     return outcome
-  logging.info(
-    'training evaluation %d to completion: %s',
-    individual.evaluation,
-    individual.genotype,
-  )
   start = time.monotonic()
-  genotype = individual.genotype
+  genotype, num_epochs = individual.genotype, len(learning_rates)
   state, first_epoch = _restore(individual, directory, trainer)
   last_save, save_seconds = start, 0.0
-  for epoch in range(first_epoch, len(learning_rates)):
-    state, _ = trainer.train_epoch(key, genotype, state, epoch, learning_rates[epoch])
-    now = time.monotonic()
-    if save_seconds <= _SAVING_SHARE * (now - last_save):
-      _save(individual, directory, state, epoch + 1)
-      last_save = time.monotonic()
-      save_seconds = last_save - now
-  variables = state.variables
+  with CompletionProgress(
+    individual.evaluation, genotype, num_epochs, first_epoch
+  ) as progress:
+    for epoch in range(first_epoch, num_epochs):
+      rate = learning_rates[epoch]
+      state, _ = trainer.train_epoch(key, genotype, state, epoch, rate)
+      progress.epoch()
+      now = time.monotonic()
+      if save_seconds <= _SAVING_SHARE * (now - last_save):
+        _save(individual, directory, state, epoch + 1)
+        last_save = time.monotonic()
+        save_seconds = last_save - now
+    outcome = _outcome(individual, state.variables, trainer)
+    outcome['seconds'] = round(time.monotonic() - start, 3)
+    directory.write_completed(individual.evaluation, outcome, state.variables)
+    progress.tested(outcome)
+  return outcome
+
+
+def _outcome(
+  individual: Individual, variables: Variables, trainer: Trainer
+) -> dict[str, Any]:
+  """Returns what is recorded of a completed individual, but for the seconds."""
+  genotype = individual.genotype
   correct = trainer.num_correct(genotype, variables, 'test')
   totals = trainer.num_examples('test')
-  outcome = {
+  return {
     'evaluation': individual.evaluation,
     **records.genotype_to_json(genotype),
     'fitness': individual.fitness,
@@ -87,10 +100,7 @@ def complete(
       name: int(right) / int(total) if total else None
       for name, right, total in zip(trainer.class_names, correct, totals)
     },
-    'seconds': round(time.monotonic() - start, 3),
   }
-  directory.write_completed(individual.evaluation, outcome, variables)
-  return outcome
 
 
 def _save(

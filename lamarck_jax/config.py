@@ -77,7 +77,7 @@ def get_config(
   config.checkpoint_epochs = (128, 512)  # Budgets at which the best is kept.
   config.completion = config_dict.ConfigDict()
   config.completion.enabled = True  # Train the checkpoints on, and test them.
-  config.completion.epochs = (10, 20, 30)  # Ends of the phases.
+  config.completion.epochs = (10, 20, 30)  # The last epoch of each phase.
   config.completion.learning_rates = (1e-3, 1e-4, 1e-5)  # Adam's, per phase.
 
   config.inheritance = 'none' if setting.startswith('baseline') else setting
@@ -95,7 +95,7 @@ def validate(config: config_dict.ConfigDict) -> None:
   Raises:
     UserError: Naming the first impossible field, its value and what is wanted.
   """
-  missing = sorted(_fields(get_config()) - _fields(config))
+  missing = sorted(set(field_names(get_config())) - set(field_names(config)))
   if missing:
     raise UserError(f'config.{missing[0]}: missing, want a value')
   _name(config, 'setting', 'a name')
@@ -144,7 +144,8 @@ def validate(config: config_dict.ConfigDict) -> None:
   if not isinstance(config.completion.enabled, bool):
     raise _error(config, 'completion.enabled', 'True or False')
   if config.completion.enabled:
-    _integers(config, 'completion.epochs', 1)
+    such_as = ', the last epoch of each phase, such as (10, 20, 30)'
+    _integers(config, 'completion.epochs', 1, such_as=such_as)
     rates = config.completion.learning_rates
     if (
       not _is_sequence(rates)
@@ -180,13 +181,19 @@ def differing_fields(
   return names
 
 
-def _fields(config: config_dict.ConfigDict, prefix: str = '') -> set[str]:
-  """Returns the dotted names of all fields."""
-  names = set()
+def field_names(config: config_dict.ConfigDict, prefix: str = '') -> list[str]:
+  """Returns the dotted names of a configuration's fields.
+
+  Args:
+    config: A configuration, or a part of one.
+    prefix: Goes before every name.
+  """
+  names = []
   for name, value in config.items():
-    names.add(prefix + name)
     if isinstance(value, config_dict.ConfigDict):
-      names |= _fields(value, f'{prefix}{name}.')
+      names += field_names(value, f'{prefix}{name}.')
+    else:
+      names.append(prefix + name)
   return names
 
 
@@ -232,7 +239,12 @@ def _integer(
 
 
 def _integers(
-  config: config_dict.ConfigDict, field: str, least: int, allow_empty: bool = False
+  config: config_dict.ConfigDict,
+  field: str,
+  least: int,
+  *,
+  allow_empty: bool = False,
+  such_as: str = '',
 ) -> None:
   values = _get(config, field)
   if (
@@ -241,7 +253,7 @@ def _integers(
     or not all(_is_integer(value) and value >= least for value in values)
     or list(values) != sorted(set(values))
   ):
-    raise _error(config, field, f'ascending integers of at least {least}')
+    raise _error(config, field, f'ascending integers of at least {least}{such_as}')
 
 
 def _number(

@@ -202,6 +202,7 @@ def _split_off_validation(
     raise DatasetError(
       f'dataset.num_train is {num_train}: wanted is 1 to {left}, as {name} has {size}'
       f' training examples, of which {num_validation} are for validation'
+      ' (dataset.num_validation)'
     )
   return (
     Split(pool.images[:num_train], pool.labels[:num_train]),
@@ -295,7 +296,7 @@ def _find_builder(name: str, data_dir: str | None) -> tuple[Any, bool]:
   """
   import tensorflow_datasets as tfds
 
-  known = ', '.join(('digits', *tfds_preparation.PREPARABLE))
+  known = ', '.join(('digits', *tfds_preparation.PREPARABLE, 'folder:DIR', 'npz:FILE'))
   try:
     with _quiet_absl():
       builder = tfds.builder(

@@ -10,9 +10,11 @@ mean (JSON):
   probabilities = network(images)  # uint8 [batch, height, width, channels]
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 from typing import Any
@@ -27,6 +29,7 @@ import numpy as np
 import safetensors.numpy
 
 from lamarck_jax import command, datasets, model, records
+from lamarck_jax import images as images_lib
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
@@ -38,6 +41,7 @@ _PROGRAM = 'network.stablehlo'
 _ONNX = 'network.onnx'
 _WEIGHTS = 'weights.safetensors'
 _DESCRIPTION = 'network.json'
+_ONNX_TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +86,39 @@ class Network:
         f' {", ".join(map(str, self.image_shape))}]'
       )
     return np.asarray(self.predict(images))
+
+  def read_images(self, paths: Iterable[str | os.PathLike[str]]) -> np.ndarray:
+    """Returns image files as the network takes them.
+
+    They become gray or coloured, and are resized by area averaging, as the search's
+    own images were.
+
+    Args:
+      paths: Files that Pillow reads.
+
+    Returns:
+      uint8 [number of files, *image_shape].
+
+    Raises:
+      UserError: If a file cannot be read, or has another shape and the network's
+        images are no squares.
+    """
+    height, width, channels = self.image_shape
+    images = []
+    for path in paths:
+      try:
+        image = images_lib.decode(path, channels)
+      except Exception as error:  # Pillow's readers raise all kinds on bad files.
+        raise UserError(f'images: {path}: cannot be read: {error}') from error
+      if image.shape != self.image_shape and height == width:
+        image = images_lib.resize(image, height)
+      if image.shape != self.image_shape:
+        raise UserError(
+          f'images: {path} has {image.shape[1]}x{image.shape[0]} pixels, want'
+          f' {width}x{height}'
+        )
+      images.append(image)
+    return np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8)
 
 
 def load(path: str | os.PathLike[str]) -> Network:
@@ -138,7 +175,9 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     (out / _PROGRAM).write_bytes(program.serialize())
     (out / _WEIGHTS).write_bytes(safetensors.numpy.save(weights))
-    if onnx_model is not None:
+    if onnx_model is None:
+      (out / _ONNX).unlink(missing_ok=True)  # Of another network, perhaps.
+    else:
       (out / _ONNX).write_bytes(onnx_model)
     (out / 'README.md').write_text(_readme(network, onnx))
     # Last, since it makes the folder one that `load` takes.
@@ -158,7 +197,10 @@ def _load_run(path: pathlib.Path) -> tuple[Network, dict[str, Any]]:
   config = config_dict.ConfigDict(records.read_config(path))
   result = records.read_result(path)
   if result is None:
-    raise UserError(f'workdir: {path} has no result.json: its search is not finished')
+    raise UserError(
+      f'workdir: {path} has no result.json: its search is not finished; its command'
+      ' again goes on with it'
+    )
   directory = records.RunDirectory(path, config.to_dict())
   if result['checkpoints']:
     chosen = result['checkpoints'][-1]
@@ -231,11 +273,14 @@ def _load_exported(path: pathlib.Path) -> Network:
 
 
 def _to_onnx(network: Network, variables: Variables) -> bytes:
+  """Returns the network as ONNX, once ONNX Runtime predicts the same."""
   try:
-    import jax2onnx
+    with _quiet():
+      import jax2onnx
+      import onnxruntime
   except ImportError as error:
     raise UserError(
-      f'onnx: {error}: want jax2onnx, of `pip install "lamarck-jax[onnx]"`'
+      f'onnx: {error}: want it installed: pip install jax2onnx onnxruntime'
     ) from error
   # In float32, since ONNX Runtime has no bfloat16 on CPU.
   module = model.ConvNet(
@@ -244,56 +289,101 @@ def _to_onnx(network: Network, variables: Variables) -> bytes:
     conv_general_dilated=jax.lax.conv_general_dilated,
   )
   mean, std = np.array((network.mean, network.std), np.float32)
-  return jax2onnx.to_onnx(
-    _predictor(module, variables, mean, std),
-    inputs=[jax.ShapeDtypeStruct(('batch', *network.image_shape), jnp.uint8)],
-    model_name=str(network.genotype),
-    input_names=['images'],
-    output_names=['probabilities'],
-  ).SerializeToString()
+  predict = _predictor(module, variables, mean, std)
+  with _quiet():
+    content = jax2onnx.to_onnx(
+      predict,
+      inputs=[jax.ShapeDtypeStruct(('batch', *network.image_shape), jnp.uint8)],
+      model_name=str(network.genotype),
+      input_names=['images'],
+      output_names=['probabilities'],
+    ).SerializeToString()
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (4, *network.image_shape)).astype(np.uint8)
+  (found,) = onnxruntime.InferenceSession(content).run(None, {'images': images})
+  difference = np.abs(found - np.asarray(predict(images))).max()
+  if not difference < _ONNX_TOLERANCE:
+    raise RuntimeError(f'onnx: probabilities differ from the search by {difference}')
+  return content
 
 
-_ONNX_README = f"""
-`{_ONNX}` is the same in float32, for ONNX Runtime among others:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps to itself what packages log of no interest to a person."""
+  logging.disable(logging.WARNING)
+  try:
+    yield
+  finally:
+    logging.disable(logging.NOTSET)
+
+
+_README = """# {genotype}
+
+A convolutional network found by Lamarckian evolution; {accuracy}. The blocks, from
+input to output: number of filters, `c` and the kernel size, `s2` where the stride is 2.
+
+- `{program}`: uint8 images [batch, {shape}] to the probability of each class, for any
+  batch size, serialised by `jax.export`; normalisation is inside
+- `{weights}`: kernels (height, width, channels, filters), biases, batch normalisation
+- `{description}`: architecture, names of the {num_classes} classes in the order of the
+  probabilities, mean and deviation of the channels
+
+A picture goes in as it did in training, mode {mode}, {width}x{height} pixels
+(`pip install jax flatbuffers pillow`):
 
 ```python
-import numpy as np, onnxruntime
+import json, jax.export, numpy as np
+from PIL import Image
+
+picture = Image.open('picture.png').convert('{mode}')
+picture = picture.resize(({width}, {height}), Image.Resampling.BOX)
+images = np.asarray(picture, np.uint8).reshape(1, {shape})
+program = jax.export.deserialize(bytearray(open('{program}', 'rb').read()))
+probabilities = program.call(images)
+print(json.load(open('{description}'))['class_names'][probabilities[0].argmax()])
+```
+
+With the package:
+
+```python
+network = lamarck_jax.load('.')
+probabilities = network(network.read_images(['picture.png']))
+```
+"""
+
+_ONNX_README = f"""
+`{_ONNX}` is the same in float32, for ONNX Runtime among others
+(`pip install onnxruntime`); `images` as above:
+
+```python
+import onnxruntime
 
 session = onnxruntime.InferenceSession('{_ONNX}')
-images = np.zeros((1, *session.get_inputs()[0].shape[1:]), np.uint8)
-print(np.argmax(session.run(None, {{'images': images}})[0], axis=-1))
+(probabilities,) = session.run(None, {{'images': images}})
 ```
 """
 
 
 def _readme(network: Network, onnx: bool) -> str:
-  shape = ', '.join(map(str, network.image_shape))
+  height, width, channels = network.image_shape
   accuracy = (
     'not tested'
     if network.test_accuracy is None
     else f'test accuracy {network.test_accuracy:.4f}'
   )
-  return f"""# {network.genotype}
-
-A convolutional network found by Lamarckian evolution; {accuracy}. The blocks, from
-input to output: number of filters, `c` and the kernel size, `s2` where the stride is 2.
-
-- `{_PROGRAM}`: uint8 images [batch, {shape}] to probabilities, a program that
-  `jax.export` has serialised
-- `{_WEIGHTS}`: kernels (height, width, channels, filters), biases, batch normalisation
-- `{_DESCRIPTION}`: architecture, names of the {len(network.class_names)} classes, mean
-  and deviation of the channels
-
-```python
-import jax.export, numpy as np
-
-program = jax.export.deserialize(bytearray(open('{_PROGRAM}', 'rb').read()))
-images = np.zeros((1, {shape}), np.uint8)
-print(np.argmax(program.call(images), axis=-1))
-```
-
-With the package: `lamarck_jax.load('.')(images)`.
-""" + (_ONNX_README if onnx else '')
+  readme = _README.format(
+    genotype=network.genotype,
+    accuracy=accuracy,
+    program=_PROGRAM,
+    weights=_WEIGHTS,
+    description=_DESCRIPTION,
+    shape=', '.join(map(str, network.image_shape)),
+    num_classes=len(network.class_names),
+    mode='L' if channels == 1 else 'RGB',
+    width=width,
+    height=height,
+  )
+  return readme + (_ONNX_README if onnx else '')
 
 
 def main(argv: Sequence[str]) -> None:
@@ -301,7 +391,7 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) != 2 or not flags.FLAGS.out:
     raise UserError('arguments: want WORKDIR --out=DIR')
   network = export(argv[1], flags.FLAGS.out, onnx=flags.FLAGS.onnx)
-  print(f'{network.genotype} is in {flags.FLAGS.out}')
+  print(f'{network.genotype} is in {flags.FLAGS.out}; its README.md says how to use it')
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ import os
 import pathlib
 from typing import NamedTuple
 
+from absl import logging
 import numpy as np
 
 from lamarck_jax import images as images_lib
@@ -52,6 +53,10 @@ def load(name: str, image_size: int | None = None) -> OwnData:
   Raises:
     DatasetError: If it cannot be read, or is not what is wanted.
   """
+  if image_size is not None and not MIN_SIZE <= image_size <= MAX_SIZE:
+    raise DatasetError(
+      f'dataset.image_size is {image_size}: wanted is {MIN_SIZE} to {MAX_SIZE} pixels'
+    )
   kind, _, location = name.partition(':')
   path = pathlib.Path(os.path.expanduser(location))
   read = {'npz': _read_npz, 'folder': _read_folder}[kind]
@@ -210,6 +215,9 @@ def _npz_split(
 def _read_folder(
   path: pathlib.Path, image_size: int | None
 ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], tuple[str, ...]]:
+  if not (path / 'train').is_dir():
+    hint = f'; {path.parent} has one' if (path.parent / 'train').is_dir() else ''
+    raise DatasetError(f'{path}: no folder train in it: wanted is train/<class>/{hint}')
   class_names = _class_names(path / 'train')
   files = {'train': _files(path / 'train', class_names)}
   if (path / 'test').exists():
@@ -220,6 +228,9 @@ def _read_folder(
     files['test'] = _files(path / 'test', class_names)
     if not files['test']:
       raise DatasetError(f'{path / "test"}: no images')
+    tested = {class_names[label] for _, label in files['test']}
+    if missing := sorted(set(class_names) - tested):
+      logging.warning('%s: no images of %s', path / 'test', ', '.join(missing))
   channels = _num_channels([file for split in files.values() for file, _ in split])
   splits = {}
   for split, members in files.items():

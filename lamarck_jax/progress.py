@@ -1,5 +1,6 @@
 """What a person sees while a search runs."""
 
+from collections.abc import Mapping
 import sys
 import time
 from typing import Any, TextIO
@@ -7,6 +8,26 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from lamarck_jax.genotype import Genotype
+
+
+def print_dataset(description: Mapping[str, Any], file: TextIO | None = None) -> None:
+  """Says what a search is about to be trained on, in one line.
+
+  Args:
+    description: As `Dataset.description` has it.
+    file: Where to write; standard error by default.
+  """
+  sizes = ', '.join(
+    f'{description[f"num_{split}"]:,} {split}'
+    for split in ('train', 'validation', 'test')
+  )
+  shape = 'x'.join(map(str, description['image_shape']))
+  print(
+    f'{description["name"]}: {sizes} images of {shape},'
+    f' {len(description["class_names"])} classes',
+    file=file or sys.stderr,
+    flush=True,
+  )
 
 
 class Progress:
@@ -25,14 +46,7 @@ class Progress:
     self._file = file or sys.stderr
     self._start = time.monotonic()
     self._first_epoch = epochs_used
-    self._bar = tqdm(
-      total=budget_epochs,
-      initial=epochs_used,
-      file=self._file,
-      disable=not self._file.isatty(),
-      bar_format='{n_fmt}/{total_fmt} epochs {bar:10} {remaining} left  {desc}',
-      dynamic_ncols=True,
-    )
+    self._bar = _bar('', budget_epochs, epochs_used, self._file)
     self._last = ''
 
   def __enter__(self) -> 'Progress':
@@ -74,3 +88,67 @@ class Progress:
         file=self._file,
         flush=True,
       )
+
+
+class CompletionProgress:
+  """The same while a checkpoint is trained to completion."""
+
+  def __init__(
+    self,
+    evaluation: int,
+    genotype: Genotype,
+    num_epochs: int,
+    epochs_done: int = 0,
+    file: TextIO | None = None,
+  ):
+    """Says which network is trained.
+
+    Args:
+      evaluation: Index of the evaluation that found it.
+      genotype: The network.
+      num_epochs: Epochs of the whole schedule.
+      epochs_done: Those done when it was resumed.
+      file: Where to write; standard error by default.
+    """
+    self._file = file or sys.stderr
+    self._name = f'evaluation {evaluation}  {genotype}'
+    self._bar = _bar('completion ', num_epochs, epochs_done, self._file)
+    self._bar.set_description_str(f'#{evaluation} {genotype}')
+    if self._bar.disable:
+      self._print(f'training to completion, {num_epochs} epochs')
+
+  def __enter__(self) -> 'CompletionProgress':
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self._bar.close()
+
+  def epoch(self) -> None:
+    """Counts one epoch."""
+    self._bar.update()
+
+  def tested(self, outcome: Mapping[str, Any]) -> None:
+    """Says what became of it.
+
+    Args:
+      outcome: What was recorded of it.
+    """
+    if self._bar.disable:
+      self._print(
+        f'validation {outcome["validation_accuracy"]:.4f}'
+        f'  test {outcome["test_accuracy"]:.4f}'
+      )
+
+  def _print(self, text: str) -> None:
+    print(f'completion  {self._name}  {text}', file=self._file, flush=True)
+
+
+def _bar(name: str, total: int, initial: int, file: TextIO) -> tqdm:
+  return tqdm(
+    total=total,
+    initial=initial,
+    file=file,
+    disable=not file.isatty(),
+    bar_format=name + '{n_fmt}/{total_fmt} epochs {bar:10} {remaining} left  {desc}',
+    dynamic_ncols=True,
+  )

@@ -103,6 +103,7 @@ def check(path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
     raise UserError(
       f'workdir: {path} holds a run with another config: it differs in '
       + ', '.join(differing)
+      + '; want another --workdir, or that config'
     )
 
 

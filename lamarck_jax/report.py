@@ -18,6 +18,7 @@ import json
 import math
 import os
 import pathlib
+import signal
 import string
 from typing import Any
 
@@ -263,6 +264,7 @@ def main(argv: list[str]) -> None:
     return
   with make_server(argv[1], flags.FLAGS.host, flags.FLAGS.port) as server:
     print(f'http://{flags.FLAGS.host}:{server.server_port}/', flush=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
       server.serve_forever()
     except KeyboardInterrupt:

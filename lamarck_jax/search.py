@@ -30,7 +30,7 @@ from lamarck_jax.errors import DamagedError, UserError
 from lamarck_jax.evolution import EvolutionState, Individual
 from lamarck_jax.genotype import Genotype, SearchSpace
 from lamarck_jax.model import Variables
-from lamarck_jax.progress import Progress
+from lamarck_jax.progress import Progress, print_dataset
 from lamarck_jax.training import Trainer
 
 Event = dict[str, Any]
@@ -166,6 +166,7 @@ def run(
       **environment.machine(),
     }
     directory.write_start(dataset.description, start)
+    print_dataset(dataset.description)
     return _run(config, directory, trainer, on_event)
 
 

@@ -22,6 +22,8 @@ GRACE_SECONDS = 5.0
 # Until a signal is raised again that Python had to drop.
 RETRY_SECONDS = 0.01
 
+_said = threading.Event()  # Whether a person knows that the program has ended.
+
 
 class Stopped(BaseException):
   """A signal asks the program to end.
@@ -45,6 +47,12 @@ def install() -> None:
   sys.unraisablehook = functools.partial(_raise_again, sys.unraisablehook)
   signal.set_wakeup_fd(writer)
   threading.Thread(target=_watch, args=[reader], daemon=True, name='signals').start()
+
+
+def say_stopped(sentence: str) -> None:
+  """Tells a person how a stopped program goes on; nothing is said after it."""
+  print(f'\n{sentence}', file=sys.stderr, flush=True)
+  _said.set()
 
 
 def _raise_stopped(number: int, frame: object) -> NoReturn:
@@ -84,5 +92,6 @@ def _watch(reader: int) -> None:
   while select.select([reader], [], [], max(0, deadline - time.monotonic()))[0]:
     if os.read(reader, 1)[0] != signal.SIGALRM:
       break
-  print('ended at once; the same command again goes on', file=sys.stderr, flush=True)
+  if not _said.is_set():
+    say_stopped('ended at once; the same command again goes on')
   os._exit(128 + number)

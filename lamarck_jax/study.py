@@ -257,7 +257,7 @@ def main(argv: list[str]) -> None:
   try:
     failures = run(tasks, engine, progress.ended, progress.update)
   except signals.Stopped as stopped:
-    print(f'\nstopped; the same command again goes on in {root}', file=sys.stderr)
+    signals.say_stopped(f'stopped; the same command again goes on in {root}')
     sys.exit(stopped.status)
   finally:
     progress.close()

@@ -6,10 +6,11 @@ import subprocess
 import sys
 
 import numpy as np
+from PIL import Image
 import pytest
 
 import lamarck_jax
-from lamarck_jax import datasets, export, records, search
+from lamarck_jax import datasets, export, images, records, search
 from lamarck_jax.errors import UserError
 from tests import conftest
 
@@ -81,19 +82,17 @@ def test_onnx_runtime_predicts_the_same(tmp_path, compute_dtype):
     )
     probabilities = np.load(tmp_path / 'out' / 'probabilities.npy')
     np.testing.assert_allclose(probabilities, network(images[:number]), atol=tolerance)
-  program = (tmp_path / 'out' / 'README.md').read_text().split('```')[3]
-  subprocess.run(
-    [sys.executable, '-c', program.removeprefix('python\n')],
-    cwd=tmp_path / 'out',
-    check=True,
-    timeout=120,
-  )
+  assert run_readme(tmp_path / 'out', images[0]).splitlines()[1] == '(1, 10)'
+  # Exported again without, none is left that may be another network's.
+  export.export(tmp_path / 'run', tmp_path / 'out')
+  assert not (tmp_path / 'out' / 'network.onnx').exists()
+  assert 'onnx' not in (tmp_path / 'out' / 'README.md').read_text()
 
 
 def test_without_the_converter_the_extra_is_named(finished, tmp_path, monkeypatch):
   _, workdir, _ = finished
   monkeypatch.setitem(sys.modules, 'jax2onnx', None)
-  with pytest.raises(UserError, match=r'lamarck-jax\[onnx\]') as raised:
+  with pytest.raises(UserError, match='pip install jax2onnx') as raised:
     export.export(workdir, tmp_path / 'out', onnx=True)
   assert '\n' not in str(raised.value)
   assert not (tmp_path / 'out').exists()
@@ -126,18 +125,46 @@ def test_the_description_and_the_weights_are_those_of_the_search(finished):
   assert 'network.stablehlo' in (out / 'README.md').read_text()
 
 
-def test_the_program_of_the_readme_runs(finished):
-  _, _, out = finished
-  program = (out / 'README.md').read_text().split('```')[1].removeprefix('python\n')
-  result = subprocess.run(
-    [sys.executable, '-c', program],
+def run_readme(out, image) -> str:
+  """Runs the programs of an exported README, but the package's, on a picture."""
+  Image.fromarray(image[..., 0]).save(out / 'picture.png')
+  parts = (out / 'README.md').read_text().split('```python\n')[1:]
+  programs = [part.split('```')[0] for part in parts]
+  programs = [program for program in programs if 'lamarck_jax' not in program]
+  programs.append('print(probabilities.shape)')
+  return subprocess.run(
+    [sys.executable, '-c', '\n'.join(programs)],
     cwd=out,
     capture_output=True,
     text=True,
     timeout=120,
     check=True,
-  )
-  assert len(result.stdout.strip('[]\n')) == 1
+  ).stdout
+
+
+def test_the_program_of_the_readme_names_the_class_of_a_picture(finished):
+  _, _, out = finished
+  network = lamarck_jax.load(out)
+  image = np.random.default_rng(2).integers(0, 256, (20, 30, 1)).astype(np.uint8)
+  printed = run_readme(out, image).splitlines()
+  assert printed[1] == '(1, 10)'
+  probabilities = network(network.read_images([out / 'picture.png']))
+  assert printed[0] == network.class_names[probabilities.argmax()]
+
+
+def test_image_files_become_what_the_network_takes(finished, tmp_path):
+  _, _, out = finished
+  network = lamarck_jax.load(out)
+  pixels = np.random.default_rng(3).integers(0, 256, (16, 16, 1)).astype(np.uint8)
+  Image.fromarray(pixels[..., 0]).save(tmp_path / 'large.png')
+  Image.fromarray(np.repeat(pixels[:8, :8], 3, axis=-1)).save(tmp_path / 'colour.png')
+  found = network.read_images([tmp_path / 'large.png', str(tmp_path / 'colour.png')])
+  np.testing.assert_array_equal(found, [images.resize(pixels, 8), pixels[:8, :8]])
+  assert network.read_images([]).shape == (0, 8, 8, 1)
+  (tmp_path / 'damaged.png').write_bytes(b'damaged')
+  for name in ('damaged.png', 'missing.png'):
+    with pytest.raises(UserError, match=name):
+      network.read_images([tmp_path / name])
 
 
 def test_without_completion_the_best_network_is_exported(finished, tmp_path):

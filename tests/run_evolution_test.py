@@ -2,11 +2,13 @@
 
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -38,6 +40,16 @@ def run(command, *flags, cwd=ROOT):
   )
 
 
+def start(command, *flags, cwd=ROOT):
+  return subprocess.Popen(
+    [*command, *TINY, *flags],
+    cwd=cwd,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
 def read_events(workdir) -> list[dict]:
   path = pathlib.Path(workdir) / 'events.jsonl'
   if not path.exists():
@@ -50,13 +62,7 @@ def read_events(workdir) -> list[dict]:
 
 def start_and_wait_for_events(command, workdir, count):
   """Starts a search and returns its process once so many events are recorded."""
-  process = subprocess.Popen(
-    [*command, *TINY, '--config.budget_epochs=12', f'--workdir={workdir}'],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  process = start(command, '--config.budget_epochs=12', f'--workdir={workdir}')
   deadline = time.monotonic() + 200
   while len(read_events(workdir)) < count:
     assert process.poll() is None, process.communicate()
@@ -115,6 +121,23 @@ def test_the_default_directory_is_named_by_config_setting_and_seed(command, tmp_
   assert len(read_events(tmp_path / 'runs' / 'digits-baseline_1-seed3')) == 1
 
 
+def test_the_default_directory_of_own_data_has_its_name(command, tmp_path):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (200, 8, 8)).astype(np.uint8)
+  np.savez(tmp_path / 'clothes.npz', x_train=images, y_train=np.arange(200) % 2)
+  result = run(
+    command,
+    *TINY,
+    '--config.dataset.name=npz:clothes.npz',
+    '--config.budget_epochs=1',
+    '--config.completion.enabled=false',
+    cwd=tmp_path,
+  )
+  assert result.returncode == 0, result.stderr
+  assert result.stderr.startswith('npz:clothes.npz: ')
+  assert (tmp_path / 'runs' / 'clothes-lamarckian-seed0' / 'result.json').exists()
+
+
 def test_help_answers_quickly(command):
   start = time.monotonic()
   result = run(command, '--help')
@@ -170,6 +193,29 @@ def test_control_c_stops_cleanly_and_says_how_to_go_on(command, undisturbed, tmp
   result = run(command, *TINY, '--config.budget_epochs=12', f'--workdir={workdir}')
   assert result.returncode == 0, result.stderr
   assert read_events(workdir) == read_events(undisturbed)
+
+
+@pytest.mark.parametrize('seconds', [0, 0.5, 1.5])
+def test_control_c_while_a_program_starts_leaves_no_trace(command, tmp_path, seconds):
+  process = start(command, '--workdir=run', cwd=tmp_path)
+  status = pathlib.Path(f'/proc/{process.pid}/status')
+  # Python's own handler is there first, and then none.
+  for installed in (True, False):
+    while signal_is_caught(status, signal.SIGINT) != installed:
+      assert process.poll() is None
+      time.sleep(0.001)
+  time.sleep(seconds)
+  process.send_signal(signal.SIGINT)
+  _, stderr = process.communicate(timeout=60)
+  assert process.returncode in (-signal.SIGINT, 130)
+  assert 'Traceback' not in stderr
+
+
+def signal_is_caught(status: pathlib.Path, number: int) -> bool:
+  """Whether a process, by its status in /proc, has a handler of a signal."""
+  mask = re.search(r'SigCgt:\s*(\w+)', status.read_text())
+  assert mask
+  return bool(int(mask[1], 16) >> (number - 1) & 1)
 
 
 def test_the_same_command_reports_a_finished_run_at_once(command, undisturbed):

@@ -72,7 +72,8 @@ function layout(extra) {
   };
 }
 
-const OPTIONS = {responsive: true, displaylogo: false};
+// On a narrow screen the toolbar would lie over the legend.
+const OPTIONS = {responsive: true, displaylogo: false, displayModeBar: innerWidth < 700 ? false : 'hover'};
 const charts = [];
 
 /** Draws a chart, and draws it again when the colours of the page change. */
@@ -102,7 +103,7 @@ function network(blocks) {
     `convolution ${k}x${k}, ${f} filters, stride ${s}`, 'batch normalisation, ReLU', s]),
     ['global average pooling'], ['dense layer, softmax']];
   const picture = svg('svg', {
-    class: 'network', viewBox: `0 0 260 ${rows.length * 56 - 16}`, role: 'img',
+    class: 'network', viewBox: `0 -2 260 ${rows.length * 56 - 12}`, role: 'img',
     'aria-label': `network ${genotypeText(blocks)}`,
   });
   rows.forEach(([first, second, stride], index) => {
@@ -175,12 +176,16 @@ class Search {
     const {events, result} = this.data;
     const best = events[bestEvent(events)];
     const last = result && result.checkpoints.at(-1);
+    // A network that is the best at two budgets is completed once.
+    const completed = new Map(result ? result.checkpoints.map((entry) => [entry.evaluation, entry.seconds || 0]) : []);
+    const completion = [...completed.values()].reduce((sum, seconds) => sum + seconds, 0);
     return tiles([
       ['best validation accuracy', percent(best.fitness)],
-      ...(last ? [['test accuracy', percent(last.test_accuracy)]] : []),
+      ...(last ? [['test accuracy after completion', percent(last.test_accuracy)]] : []),
       ['evaluations', `${events.length}`],
       ['accepted', `${events.filter((event) => event.accepted).length}`],
       ['time of the search', duration(elapsed(events).at(-1))],
+      ...(completion ? [['and of completion', duration(completion)]] : []),
       ['best network', genotypeText(best.genotype), true],
     ]);
   }
@@ -230,7 +235,7 @@ class Search {
     const mark = (kind, text) => el('span', {},
       svg('svg', {width: 14, height: 14, 'aria-hidden': 'true'}, svg('circle', {cx: 7, cy: 7, r: 5, class: `node ${kind}`})), ` ${text}  `);
     return el('p', {class: 'legend'}, mark('accepted', 'accepted'), mark('', 'rejected'), mark('niche', 'in a niche'),
-      mark('failed', 'failed'), 'Height is validation accuracy. Click, or use the arrow keys: left and right go through the evaluations, up to the parent.');
+      mark('failed', 'failed'), el('br', {}), 'Height is validation accuracy. Click, or use the arrow keys: left and right go through the evaluations, up to the parent. “At birth” is before the child has been trained.');
   }
 
   drawTree() {
@@ -405,12 +410,13 @@ class Search {
   checkpoints() {
     const {result} = this.data;
     if (!result || !result.checkpoints.length) return [];
-    const head = ['search epochs', 'network', 'test accuracy after completion'];
+    const head = ['search epochs', 'network', 'validation accuracy', 'after completion', 'test accuracy'];
+    const accuracies = ['fitness', 'validation_accuracy', 'test_accuracy'];
     return [section('Checkpoints', el('div', {class: 'scroll'}, el('table', {},
       el('thead', {}, el('tr', {}, ...head.map((text) => el('th', {scope: 'col'}, text)))),
       el('tbody', {}, ...result.checkpoints.map((entry) => el('tr', {},
         el('td', {class: 'number'}, `${entry.epochs}`), el('td', {}, genotypeText(entry.genotype)),
-        el('td', {class: 'number'}, percent(entry.test_accuracy)))))))),
+        ...accuracies.map((name) => el('td', {class: 'number'}, percent(entry[name] ?? null))))))))),
       ...this.classes(result.checkpoints.at(-1))];
   }
 
