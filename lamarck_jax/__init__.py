@@ -47,3 +47,7 @@ def __getattr__(name: str) -> Any:
   if name in _MODULES:
     return getattr(importlib.import_module(f'lamarck_jax.{_MODULES[name]}'), name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+  return [*globals(), *__all__]

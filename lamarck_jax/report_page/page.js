@@ -240,8 +240,8 @@ class Search {
 
   drawTree() {
     const {events} = this.data;
-    const height = 320;
-    const pad = {left: 44, right: 16, top: 12, bottom: 28};
+    const height = innerWidth < 700 ? 320 : 480;
+    const pad = {left: 58, right: 16, top: 12, bottom: 28};
     const available = Math.max(300, this.tree.clientWidth || 700) - pad.left - pad.right;
     const step = Math.max(events.length > 400 ? 7 : 14, available / Math.max(1, events.length - 1));
     const width = pad.left + pad.right + step * Math.max(1, events.length - 1);
