@@ -101,9 +101,8 @@ def check(path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
   differing = config_lib.differing_fields(config, read_config(path))
   if differing:
     raise UserError(
-      f'workdir: {path} holds a run with another config: it differs in '
-      + ', '.join(differing)
-      + '; want another --workdir, or that config'
+      f'workdir: {path} holds a run with another config, want another directory: it'
+      f' differs in {", ".join(differing)}'
     )
 
 
