@@ -197,7 +197,8 @@ def test_control_c_stops_cleanly_and_says_how_to_go_on(command, undisturbed, tmp
 
 @pytest.mark.parametrize('seconds', [0, 0.5, 1.5])
 def test_control_c_while_a_program_starts_leaves_no_trace(command, tmp_path, seconds):
-  process = start(command, '--workdir=run', cwd=tmp_path)
+  flags = ['--config.budget_epochs=5000', '--workdir=run']
+  process = start(command, *flags, cwd=tmp_path)
   status = pathlib.Path(f'/proc/{process.pid}/status')
   # Python's own handler is there first, and then none.
   for installed in (True, False):
