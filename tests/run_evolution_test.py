@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 import signal
 import subprocess
 import sys
@@ -195,28 +194,21 @@ def test_control_c_stops_cleanly_and_says_how_to_go_on(command, undisturbed, tmp
   assert read_events(workdir) == read_events(undisturbed)
 
 
-@pytest.mark.parametrize('seconds', [0, 0.5, 1.5])
+@pytest.mark.parametrize('seconds', [0, 0.3, 1])
 def test_control_c_while_a_program_starts_leaves_no_trace(command, tmp_path, seconds):
   flags = ['--config.budget_epochs=5000', '--workdir=run']
   process = start(command, *flags, cwd=tmp_path)
-  status = pathlib.Path(f'/proc/{process.pid}/status')
-  # Python's own handler is there first, and then none.
-  for installed in (True, False):
-    while signal_is_caught(status, signal.SIGINT) != installed:
-      assert process.poll() is None
-      time.sleep(0.001)
+  maps = pathlib.Path(f'/proc/{process.pid}/maps')
+  deadline = time.monotonic() + 60
+  while 'jaxlib' not in maps.read_text():  # It has begun to import JAX.
+    assert process.poll() is None
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
   time.sleep(seconds)
   process.send_signal(signal.SIGINT)
   _, stderr = process.communicate(timeout=60)
   assert process.returncode in (-signal.SIGINT, 130)
   assert 'Traceback' not in stderr
-
-
-def signal_is_caught(status: pathlib.Path, number: int) -> bool:
-  """Whether a process, by its status in /proc, has a handler of a signal."""
-  mask = re.search(r'SigCgt:\s*(\w+)', status.read_text())
-  assert mask
-  return bool(int(mask[1], 16) >> (number - 1) & 1)
 
 
 def test_the_same_command_reports_a_finished_run_at_once(command, undisturbed):
