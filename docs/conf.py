@@ -10,7 +10,7 @@ extensions = [
   'sphinx.ext.napoleon',
   'sphinx.ext.viewcode',
 ]
-exclude_patterns = ['_build']
+exclude_patterns = ['_build', 'jupyter_execute']
 html_theme = 'furo'
 html_title = f'Lamarck-JAX {release}'
 

@@ -97,7 +97,7 @@ class Network:
       paths: Files that Pillow reads.
 
     Returns:
-      uint8 [number of files, *image_shape].
+      uint8 [number of files, height, width, channels].
 
     Raises:
       UserError: If a file cannot be read, or has another shape and the network's
