@@ -610,7 +610,7 @@ def _backward(
 
     return _Backward(
       gradients,
-      ((window + 1) ** 2, kernel.shape[3], kernel.shape[2]),
+      (winograd.num_points(window) ** 2, kernel.shape[3], kernel.shape[2]),
       lambda products: _turned(winograd.kernel_gradient(products)),
       _winograd_images(x.shape[1:3], kernel),
     )
@@ -643,7 +643,8 @@ def _suits_winograd(
 
 def _winograd_images(size: Sequence[int], kernel: jax.Array) -> int:
   tiles = math.prod(winograd.num_tiles(size))
-  values = (kernel.shape[0] + 1) ** 2 * tiles * sum(kernel.shape[2:])
+  points = winograd.num_points(kernel.shape[0])
+  values = points**2 * tiles * sum(kernel.shape[2:])
   return _images_per_chunk(values, _WINOGRAD_CHUNK_BYTES)
 
 

@@ -12,8 +12,8 @@ from tests import convolution_test
 @pytest.mark.parametrize('kernel_size', sorted(winograd.TRANSFORMS))
 def test_the_matrices_give_a_correlation_exactly(kernel_size):
   rng = np.random.default_rng(0)
-  output, kernel, image = map(np.array, winograd.TRANSFORMS[kernel_size])
-  g, d = rng.normal(size=kernel_size), rng.normal(size=kernel_size + 1)
+  output, kernel, image = winograd.TRANSFORMS[kernel_size]
+  g, d = rng.normal(size=kernel_size), rng.normal(size=len(image))
   actual = output.T @ ((kernel @ g) * (image @ d))
   np.testing.assert_allclose(actual, np.correlate(d, g, 'valid'), rtol=1e-12)
 
@@ -66,9 +66,9 @@ def test_chunks_that_do_not_divide_the_batch_change_nothing(
     1,
   )
   # Room for two images, so that there is a loop, and a rest if their number is odd.
-  monkeypatch.setattr(convolution, '_WINOGRAD_CHUNK_BYTES', 4 * 2 * 16 * 9 * 16)
+  monkeypatch.setattr(convolution, '_WINOGRAD_CHUNK_BYTES', 4 * 2 * 36 * 4 * 16)
   actual = gradients()
-  assert everywhere[0][0].shape[1] == 9 * min(images, 2)
+  assert everywhere[0][0].shape[1] == 4 * min(images, 2)
   desired = convolution_test._float64_conv_and_gradients(x, kernel, dy, 1)
   convolution_test._assert_close(actual, desired, tolerance=5e-6)
 
