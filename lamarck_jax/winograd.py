@@ -11,6 +11,9 @@ With many channels the products at each point are one matrix product. A 3x3 kern
 needs 2.25 multiplications per pixel instead of 9, a 5x5 kernel 4 instead of 25.
 
 Tiles are at the front in all transformed arrays: (points^2, images * tiles, channels).
+
+What stands behind an optimisation barrier is computed once. XLA would fuse it into each
+of the sums that read it: more arithmetic, and twice as long to compile.
 """
 
 from collections.abc import Sequence
@@ -80,7 +83,7 @@ def num_points(kernel_size: int) -> int:
 
 def transform_kernel(kernel: jax.Array) -> jax.Array:
   """Returns the values of a kernel (r, r, c, f) at the points, (points^2, c, f)."""
-  values = _combine_both_axes(TRANSFORMS[kernel.shape[0]].kernel, kernel)
+  values = _both_axes(TRANSFORMS[kernel.shape[0]].kernel, kernel)
   return values.reshape(-1, *kernel.shape[2:])
 
 
@@ -105,17 +108,16 @@ def transform_image(
   matrix = TRANSFORMS[kernel_size].image
   points = len(matrix)
   tiles = num_tiles(size)
-  # One more row and column of zeros where the last tile is not full.
+  # More rows and columns of zeros where the last tile is not full.
   padding = [
     (low, high + TILE * count - length, 0)
     for (low, high), count, length in zip(pads, tiles, size)
   ]
-  x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *padding, (0, 0, 0)))
+  x = _padded(x, padding)
   height, width = (TILE * (count - 1) + 1 for count in tiles)
   rows = jnp.stack(
     _combine(matrix, [x[:, i : i + height : TILE] for i in range(points)])
   )
-  # Without the barrier XLA would compute the rows again for every column.
   rows = lax.optimization_barrier(rows)
   columns = [rows[:, :, :, j : j + width : TILE] for j in range(points)]
   values = jnp.stack(_combine(matrix, columns), axis=1)
@@ -132,18 +134,15 @@ def transform_tiles(x: jax.Array, kernel_size: int) -> jax.Array:
   Returns:
     (points^2, n * tiles, c).
   """
-  n, height, width, channels = x.shape
   matrix = TRANSFORMS[kernel_size].output
-  tiles = num_tiles((height, width))
-  padding = [(0, TILE * tiles[a] - x.shape[1 + a], 0) for a in (0, 1)]
-  x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *padding, (0, 0, 0)))
-  x = x.reshape(n, tiles[0], TILE, tiles[1], TILE, channels)
+  tiles = num_tiles(x.shape[1:3])
+  x = _padded(x, [(0, TILE * tiles[a] - x.shape[1 + a], 0) for a in (0, 1)])
   rows = lax.optimization_barrier(
-    jnp.stack(_combine(matrix, [x[:, :, i] for i in range(TILE)]))
+    jnp.stack(_combine(matrix, [x[:, i::TILE] for i in range(TILE)]))
   )
-  columns = [rows[:, :, :, :, j] for j in range(TILE)]
+  columns = [rows[:, :, :, j::TILE] for j in range(TILE)]
   values = jnp.stack(_combine(matrix, columns), axis=1)
-  return values.reshape(len(matrix) ** 2, -1, channels)
+  return values.reshape(len(matrix) ** 2, -1, x.shape[-1])
 
 
 def output(products: jax.Array, n: int, size: Sequence[int]) -> jax.Array:
@@ -179,9 +178,7 @@ def kernel_gradient(products: jax.Array) -> jax.Array:
   """
   points = math.isqrt(products.shape[0])
   matrix = TRANSFORMS[points - TILE + 1].kernel.T
-  return _combine_both_axes(
-    matrix, products.reshape(points, points, *products.shape[1:])
-  )
+  return _both_axes(matrix, products.reshape(points, points, *products.shape[1:]))
 
 
 def product(image: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -192,6 +189,12 @@ def product(image: jax.Array, kernel: jax.Array) -> jax.Array:
 def transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
   """(points^2, tiles, c) by (points^2, tiles, f) to (points^2, c, f)."""
   return lax.dot_general(a, b, (((1,), (1,)), ((0,), (0,))))
+
+
+def _padded(x: jax.Array, padding: Sequence[tuple[int, int, int]]) -> jax.Array:
+  """Returns images (n, height, width, c) with zeros around, in their own buffer."""
+  zero = jnp.zeros((), x.dtype)
+  return lax.optimization_barrier(lax.pad(x, zero, ((0, 0, 0), *padding, (0, 0, 0))))
 
 
 def _combine(matrix: np.ndarray, arrays: Any) -> list[jax.Array]:
@@ -206,7 +209,7 @@ def _combine(matrix: np.ndarray, arrays: Any) -> list[jax.Array]:
   ]
 
 
-def _combine_both_axes(matrix: np.ndarray, array: jax.Array) -> jax.Array:
-  """Returns the matrix times an array times the matrix's transpose, on two axes."""
-  rows = jnp.stack(_combine(matrix, array))
-  return jnp.stack(_combine(matrix, rows.swapaxes(0, 1)), axis=1)
+def _both_axes(matrix: np.ndarray, array: jax.Array) -> jax.Array:
+  """Returns M array M^T over the first two axes, M being the matrix; small arrays."""
+  matrix = matrix.astype(array.dtype)
+  return jnp.einsum('ia,abcf,jb->ijcf', matrix, array, matrix)
