@@ -29,11 +29,12 @@ _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 _CHUNK_BYTES = 4 * 2**20
 # Below this many input channels the patches of the input are the smaller ones.
 _FEW_CHANNELS = 16
-# Winograd's form is for layers with at least so many channels and filters, rows and
-# columns, multiplications a batch: smaller ones gain less than they take to compile.
-_WINOGRAD_MIN_CHANNELS = 8
+# Winograd's form is for layers with at least so many channels and filters (by the size
+# of the kernel), rows and columns, multiplications a batch: smaller ones gain less than
+# they take to compile.
+_WINOGRAD_MIN_CHANNELS = {3: 16, 5: 8}
 _WINOGRAD_MIN_SIZE = 4
-_WINOGRAD_MIN_MULTIPLICATIONS = 5 * 10**7
+_WINOGRAD_MIN_MULTIPLICATIONS = 10**7
 # Bytes of one chunk's values before and after the products.
 _WINOGRAD_CHUNK_BYTES = 2 * 2**20
 
@@ -634,8 +635,8 @@ def _suits_winograd(
   return (
     strides == (1, 1)
     and kernel.shape[0] == kernel.shape[1]
-    and kernel.shape[0] in winograd.TRANSFORMS
-    and min(kernel.shape[2:]) >= _WINOGRAD_MIN_CHANNELS
+    and kernel.shape[0] in _WINOGRAD_MIN_CHANNELS
+    and min(kernel.shape[2:]) >= _WINOGRAD_MIN_CHANNELS[kernel.shape[0]]
     and min(size) >= _WINOGRAD_MIN_SIZE
     and x.shape[0] * math.prod(size) * kernel.size >= _WINOGRAD_MIN_MULTIPLICATIONS
   )

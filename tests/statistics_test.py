@@ -71,6 +71,17 @@ def test_early_checkpoints_are_also_compared_with_the_others_last(study):
   assert found == {(4, 4), (12, 12), (4, 12)}
 
 
+def test_validation_accuracy_is_compared_along_the_budget_too(study):
+  found = {
+    (c.greater_epochs, c.other_epochs)
+    for c in statistics.compare(study)
+    if c.measure == 'best validation accuracy'
+  }
+  # At quarters and checkpoints, but not after 3 epochs: nothing is evaluated yet.
+  same = {(epochs, epochs) for epochs in (4, 6, 9, 12)}
+  assert found == same | {(epochs, 12) for epochs in (4, 6, 9)}
+
+
 def test_no_comparison_with_fewer_than_two_runs(make_study):
   assert statistics.compare(make_study([(0.1, 0.2)], [(0.1, 0.2)] * 5)) == []
 

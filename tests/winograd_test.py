@@ -29,6 +29,7 @@ def everywhere(monkeypatch):
     return product(*arrays)
 
   monkeypatch.setattr(convolution, '_WINOGRAD_MIN_MULTIPLICATIONS', 0)
+  monkeypatch.setattr(convolution, '_WINOGRAD_MIN_CHANNELS', {3: 8, 5: 8})
   monkeypatch.setattr(convolution, '_WINOGRAD_MIN_SIZE', 1)
   monkeypatch.setattr(winograd, 'product', counted)
   return uses
@@ -92,6 +93,9 @@ def test_rounding_is_that_of_a_direct_sum_at_the_widest_layers(everywhere):
     (64, 64, 16, 3, 2, False),
     (3, 64, 32, 5, 1, False),
     (16, 16, 8, 3, 1, False),
+    (16, 16, 8, 5, 1, True),
+    (8, 64, 16, 3, 1, False),
+    (8, 64, 16, 5, 1, True),
     (256, 256, 2, 3, 1, False),
   ],
 )
