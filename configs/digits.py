@@ -2,9 +2,10 @@
 
   python run_evolution.py
 
-Takes about a minute on 2 CPU cores and reaches a test accuracy of about 0.98.
+Takes one to two minutes on 2 CPU cores and reaches a test accuracy of about 0.99.
 The search space is the paper's with smaller layers; the rest is scaled to a data
-set of 1,100 training images.
+set of 1,100 training images: completion has the paper's ten epochs at 1e-3 and five at
+each of the lower rates.
 """
 
 from ml_collections import config_dict
@@ -20,4 +21,5 @@ def get_config(setting: str = 'lamarckian') -> config_dict.ConfigDict:
   config.batch_size = 32
   config.search_space.filters = (8, 16, 32)
   config.checkpoint_epochs = (32, 64)
+  config.completion.epochs = (10, 15, 20)
   return config
