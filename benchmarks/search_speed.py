@@ -2,20 +2,24 @@
 
   python -m benchmarks.search_speed [--config=configs/cifar10_small.py] [--out=FILE]
 
-Four processes, one after another, each timed from its start to its end:
+Three searches, one after another, each a process timed from its start to its end:
   cold    a search with an empty compilation cache
   warm    the same search again, with the cache of the first
   second  another seed with that cache, as the next run of a study would find it
-  torch   benchmarks/torch_replay.py on the networks of the first: the same data, the
-          same number of steps, its parent's weights
-Completion is left out. The ratios are PyTorch's time to ours, above 1 we are faster.
-Give --rounds for more than one round of the four.
+Beside each of them `benchmarks/torch_replay.py` trains the same networks: the same
+data, the same number of steps, its parent's weights. The two take turns, network by
+network: a machine that is slower for some minutes is slower for both. The one whose
+turn it is not is stopped, and its clock with it.
+
+Completion is left out. The ratio is PyTorch's time to ours, above 1 we are faster.
+`--searches=cold` runs the first alone; `--rounds=3` runs all of them three times.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,18 +29,101 @@ from typing import Any
 from benchmarks import common
 from lamarck_jax import environment
 
+_ROOT = pathlib.Path(__file__).parent.parent
+_SEEDS = {'cold': 0, 'warm': 0, 'second': 1}
 
-def timed(command: list[str]) -> tuple[float, float]:
-  """Runs a command; returns its seconds and its greatest resident memory in MB."""
+
+class TorchReplay:
+  """PyTorch's process, which trains a network when told to.
+
+  Attributes:
+    seconds: The time it has taken so far, from its start.
+  """
+
+  def __init__(self, workdir: str):
+    """Starts it, with the configuration of a run directory."""
+    start = time.perf_counter()
+    self._process = subprocess.Popen(
+      [sys.executable, '-m', 'benchmarks.torch_replay', workdir],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      cwd=_ROOT,
+    )
+    self._read()
+    self.seconds = time.perf_counter() - start
+
+  def train(self, event: str) -> None:
+    """Trains and evaluates the network of an event, and waits for the end."""
+    start = time.perf_counter()
+    assert self._process.stdin
+    self._process.stdin.write(event + '\n')
+    self._process.stdin.flush()
+    self._read()
+    self.seconds += time.perf_counter() - start
+
+  def end(self) -> float:
+    """Ends it; returns its greatest resident memory in MB."""
+    assert self._process.stdin
+    self._process.stdin.close()
+    return _wait(self._process)
+
+  def _read(self) -> None:
+    assert self._process.stdout
+    if not self._process.stdout.readline():
+      raise SystemExit('PyTorch ended early')
+
+
+def _wait(process: subprocess.Popen[Any]) -> float:
+  """Waits for a process's end; returns its greatest resident memory in MB."""
+  _, status, usage = os.wait4(process.pid, 0)
+  if status:
+    raise SystemExit(f'failed: {process.args!r}')
+  return usage.ru_maxrss / 1024
+
+
+def _complete_lines(path: pathlib.Path) -> list[str]:
+  """Returns the lines of a file that are written to their end."""
+  return path.read_text().split('\n')[:-1] if path.exists() else []
+
+
+def measure(command: list[str], workdir: str, with_torch: bool) -> dict[str, Any]:
+  """Runs a search, and PyTorch in turns with it."""
+  events = pathlib.Path(workdir, 'events.jsonl')
+  replay, num_replayed, stopped = None, 0, 0.0
   start = time.perf_counter()
-  process = subprocess.Popen(
+  search = subprocess.Popen(
     command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
   )
-  _, status, usage = os.wait4(process.pid, 0)
-  seconds = time.perf_counter() - start
-  if status:
-    raise SystemExit(f'failed: {" ".join(command)}')
-  return seconds, usage.ru_maxrss / 1024
+  while os.waitid(os.P_PID, search.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+    lines = _complete_lines(events) if with_torch else []
+    if len(lines) > num_replayed:
+      search.send_signal(signal.SIGSTOP)
+      turn = time.perf_counter()
+      replay = replay or TorchReplay(workdir)
+      for line in lines[num_replayed:]:
+        replay.train(line)
+      num_replayed = len(lines)
+      stopped += time.perf_counter() - turn
+      search.send_signal(signal.SIGCONT)
+    time.sleep(0.01)
+  seconds = time.perf_counter() - start - stopped
+  sums = phases(workdir)
+  result: dict[str, Any] = {
+    'seconds': seconds,
+    'peak_memory_mb': _wait(search),
+    'phases': sums,
+    'share_compiling': sums['compile'] / seconds,
+  }
+  if replay:
+    for line in _complete_lines(events)[num_replayed:]:
+      replay.train(line)
+    result['torch'] = {
+      'seconds': replay.seconds,
+      'peak_memory_mb': replay.end(),
+    }
+    result['ratio'] = result['torch']['seconds'] / seconds
+  return result
 
 
 def phases(workdir: str) -> dict[str, float]:
@@ -48,41 +135,6 @@ def phases(workdir: str) -> dict[str, float]:
   return sums
 
 
-def measure(config: str, overrides: list[str], directory: str) -> dict[str, Any]:
-  """Runs the four processes once."""
-  root = pathlib.Path(__file__).parent.parent
-  results: dict[str, Any] = {}
-  for name, seed in (('cold', 0), ('warm', 0), ('second', 1)):
-    workdir = os.path.join(directory, name)
-    seconds, memory = timed(
-      [
-        sys.executable,
-        str(root / 'run_evolution.py'),
-        f'--config={config}',
-        f'--workdir={workdir}',
-        f'--xla_cache_dir={directory}/xla',
-        '--config.completion.enabled=false',
-        f'--config.seed={seed}',
-        *overrides,
-      ]
-    )
-    sums = phases(workdir)
-    results[name] = {
-      'seconds': seconds,
-      'peak_memory_mb': memory,
-      'phases': sums,
-      'share_compiling': sums['compile'] / seconds,
-    }
-    print(name, json.dumps(results[name]), flush=True)
-  if 'torch' in environment.versions():
-    seconds, memory = timed(
-      [sys.executable, '-m', 'benchmarks.torch_replay', os.path.join(directory, 'cold')]
-    )
-    results['torch'] = {'seconds': seconds, 'peak_memory_mb': memory}
-    print('torch', json.dumps(results['torch']), flush=True)
-  return results
-
-
 def main() -> None:
   """Runs the benchmark."""
   parser = argparse.ArgumentParser(
@@ -90,35 +142,53 @@ def main() -> None:
     epilog='Further flags, as --config.FIELD=VALUE, go to the searches.',
   )
   parser.add_argument('--config', default='configs/cifar10_small.py')
+  parser.add_argument('--searches', default=','.join(_SEEDS), help='Which, in order.')
   parser.add_argument('--rounds', type=int, default=1)
   parser.add_argument('--out', help='JSON file for the figures')
   args, overrides = parser.parse_known_args()
-  rounds = []
+  names = args.searches.split(',')
+  with_torch = 'torch' in environment.versions()
+  rounds: list[dict[str, Any]] = []
   for _ in range(args.rounds):
+    rounds.append({})
     with tempfile.TemporaryDirectory() as directory:
-      rounds.append(measure(args.config, overrides, directory))
-  rows = []
-  for name in rounds[0]:
-    seconds = common.summary([result[name]['seconds'] for result in rounds])
-    shares = [result[name].get('share_compiling') for result in rounds]
-    ratio: Any = '-'
-    if name in ('cold', 'warm') and 'torch' in rounds[0]:
-      ratio = common.summary(
-        [result['torch']['seconds'] / result[name]['seconds'] for result in rounds]
-      )['median']
-    rows.append(
-      [
-        name,
-        seconds['median'],
-        ratio,
-        '-' if shares[0] is None else common.summary(shares)['median'],
-        max(result[name]['peak_memory_mb'] for result in rounds),
-        args.rounds,
-      ]
-    )
-  common.write_json(args.out, {'config': args.config, 'rounds': rounds})
+      for name in names:
+        workdir = os.path.join(directory, name)
+        command = [
+          sys.executable,
+          str(_ROOT / 'run_evolution.py'),
+          f'--config={args.config}',
+          f'--workdir={workdir}',
+          f'--xla_cache_dir={directory}/xla',
+          '--config.completion.enabled=false',
+          f'--config.seed={_SEEDS[name]}',
+          *overrides,
+        ]
+        rounds[-1][name] = measure(command, workdir, with_torch)
+        print(name, json.dumps(rounds[-1][name]), flush=True)
+        content = {'config': args.config, 'overrides': overrides, 'rounds': rounds}
+        common.write_json(args.out, content)
+
+  def median(name: str, *keys: str) -> Any:
+    values: list[Any] = [result[name] for result in rounds]
+    for key in keys:
+      values = [value.get(key, {}) for value in values]
+    return common.summary(values)['median'] if values[0] != {} else '-'
+
+  columns = [
+    ('seconds',),
+    ('torch', 'seconds'),
+    ('ratio',),
+    ('share_compiling',),
+    ('peak_memory_mb',),
+    ('torch', 'peak_memory_mb'),
+  ]
   common.print_table(
-    ['run', 'seconds', 'PyTorch / ours', 'share compiling', 'peak MB', 'n'], rows
+    ['run', 'ours, s', 'PyTorch, s', 'ratio', 'compiling', 'MB', 'PyTorch, MB', 'n'],
+    [
+      [name, *(median(name, *column) for column in columns), args.rounds]
+      for name in names
+    ],
   )
 
 

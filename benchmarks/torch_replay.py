@@ -1,12 +1,14 @@
 """The search that a user would write with PyTorch: replays the networks of a run.
 
-  python -m benchmarks.torch_replay WORKDIR
+  python -m benchmarks.torch_replay WORKDIR < WORKDIR/events.jsonl
 
-Trains every network of a finished run directory, in order, on the same data with the
-same number of steps, from its parent's weights where name and shape agree, evaluates
-it on the validation split, and prints the accuracies.
+Trains every network whose event comes in, in order, on the same data with the same
+number of steps, from its parent's weights where name and shape agree, evaluates it on
+the validation split, and prints the accuracy.
 """
 
+from collections.abc import Iterable
+import json
 import os
 import pathlib
 import sys
@@ -39,14 +41,12 @@ def build(genotype: Genotype, channels: int, num_classes: int) -> nn.Sequential:
   return net
 
 
-def replay(workdir: str) -> None:
-  """Trains and evaluates every network of a run directory."""
+def replay(workdir: str, events: Iterable[str]) -> None:
+  """Trains and evaluates networks, with the configuration of a run directory."""
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   torch.set_num_threads(os.cpu_count() or 1)
   torch.manual_seed(0)
-  stored = records.read_config(pathlib.Path(workdir))
-  config = config_dict.ConfigDict(stored)
-  events = records.RunDirectory(workdir, stored).read_events()
+  config = config_dict.ConfigDict(records.read_config(pathlib.Path(workdir)))
   dataset = datasets.load(**config.dataset)
   mean = dataset.train.images.mean((0, 1, 2), dtype=np.float64)
   std = dataset.train.images.std((0, 1, 2), dtype=np.float64)
@@ -61,7 +61,9 @@ def replay(workdir: str) -> None:
   validation_images, validation_labels = tensors(dataset.validation)
   batch_size = config.batch_size
   states: dict[int, dict[str, Any]] = {}
-  for event in events:
+  print('ready', flush=True)
+  for line in events:
+    event = json.loads(line)
     genotype = records.genotype_from_json(event)
     net: Any = build(genotype, images.shape[1], dataset.num_classes)
     net = net.to(device, memory_format=torch.channels_last)
@@ -94,4 +96,4 @@ def replay(workdir: str) -> None:
 
 
 if __name__ == '__main__':
-  replay(sys.argv[1])
+  replay(sys.argv[1], sys.stdin)
