@@ -50,27 +50,26 @@ class TorchReplay:
       text=True,
       cwd=_ROOT,
     )
-    self._read()
+    assert self._process.stdin and self._process.stdout
+    self._input, self._output = self._process.stdin, self._process.stdout
+    self._wait_for_a_line()
     self.seconds = time.perf_counter() - start
 
   def train(self, event: str) -> None:
     """Trains and evaluates the network of an event, and waits for the end."""
     start = time.perf_counter()
-    assert self._process.stdin
-    self._process.stdin.write(event + '\n')
-    self._process.stdin.flush()
-    self._read()
+    self._input.write(event + '\n')
+    self._input.flush()
+    self._wait_for_a_line()
     self.seconds += time.perf_counter() - start
 
   def end(self) -> float:
     """Ends it; returns its greatest resident memory in MB."""
-    assert self._process.stdin
-    self._process.stdin.close()
+    self._input.close()
     return _wait(self._process)
 
-  def _read(self) -> None:
-    assert self._process.stdout
-    if not self._process.stdout.readline():
+  def _wait_for_a_line(self) -> None:
+    if not self._output.readline():
       raise SystemExit('PyTorch ended early')
 
 
@@ -80,6 +79,12 @@ def _wait(process: subprocess.Popen[Any]) -> float:
   if status:
     raise SystemExit(f'failed: {process.args!r}')
   return usage.ru_maxrss / 1024
+
+
+def _has_ended(process: subprocess.Popen[Any]) -> bool:
+  """Whether a process has ended; `_wait` is still to be called."""
+  options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+  return os.waitid(os.P_PID, process.pid, options) is not None
 
 
 def _complete_lines(path: pathlib.Path) -> list[str]:
@@ -95,18 +100,22 @@ def measure(command: list[str], workdir: str, with_torch: bool) -> dict[str, Any
   search = subprocess.Popen(
     command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
   )
-  while os.waitid(os.P_PID, search.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-    lines = _complete_lines(events) if with_torch else []
-    if len(lines) > num_replayed:
-      search.send_signal(signal.SIGSTOP)
-      turn = time.perf_counter()
-      replay = replay or TorchReplay(workdir)
-      for line in lines[num_replayed:]:
-        replay.train(line)
-      num_replayed = len(lines)
-      stopped += time.perf_counter() - turn
-      search.send_signal(signal.SIGCONT)
-    time.sleep(0.01)
+  try:
+    while not _has_ended(search):
+      lines = _complete_lines(events) if with_torch else []
+      if len(lines) > num_replayed:
+        search.send_signal(signal.SIGSTOP)
+        turn = time.perf_counter()
+        replay = replay or TorchReplay(workdir)
+        for line in lines[num_replayed:]:
+          replay.train(line)
+        num_replayed = len(lines)
+        stopped += time.perf_counter() - turn
+        search.send_signal(signal.SIGCONT)
+      time.sleep(0.01)
+  except BaseException:
+    search.kill()  # Or it would stay stopped for ever.
+    raise
   seconds = time.perf_counter() - start - stopped
   sums = phases(workdir)
   result: dict[str, Any] = {

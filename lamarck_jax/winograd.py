@@ -13,7 +13,7 @@ needs 2.25 multiplications per pixel instead of 9, a 5x5 kernel 4 instead of 25.
 Tiles are at the front in all transformed arrays: (points^2, images * tiles, channels).
 
 What stands behind an optimisation barrier is computed once. XLA would fuse it into each
-of the sums that read it: more arithmetic, and twice as long to compile.
+of the sums that read it, which is more arithmetic and takes longer to compile.
 """
 
 from collections.abc import Sequence
@@ -109,11 +109,13 @@ def transform_image(
   points = len(matrix)
   tiles = num_tiles(size)
   # More rows and columns of zeros where the last tile is not full.
-  padding = [
-    (low, high + TILE * count - length, 0)
-    for (low, high), count, length in zip(pads, tiles, size)
-  ]
-  x = _padded(x, padding)
+  x = _padded(
+    x,
+    [
+      (low, high + TILE * count - length)
+      for (low, high), count, length in zip(pads, tiles, size)
+    ],
+  )
   height, width = (TILE * (count - 1) + 1 for count in tiles)
   rows = jnp.stack(
     _combine(matrix, [x[:, i : i + height : TILE] for i in range(points)])
@@ -136,7 +138,7 @@ def transform_tiles(x: jax.Array, kernel_size: int) -> jax.Array:
   """
   matrix = TRANSFORMS[kernel_size].output
   tiles = num_tiles(x.shape[1:3])
-  x = _padded(x, [(0, TILE * tiles[a] - x.shape[1 + a], 0) for a in (0, 1)])
+  x = _padded(x, [(0, TILE * tiles[a] - x.shape[1 + a]) for a in (0, 1)])
   rows = lax.optimization_barrier(
     jnp.stack(_combine(matrix, [x[:, i::TILE] for i in range(TILE)]))
   )
@@ -191,10 +193,9 @@ def transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
   return lax.dot_general(a, b, (((1,), (1,)), ((0,), (0,))))
 
 
-def _padded(x: jax.Array, padding: Sequence[tuple[int, int, int]]) -> jax.Array:
+def _padded(x: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
   """Returns images (n, height, width, c) with zeros around, in their own buffer."""
-  zero = jnp.zeros((), x.dtype)
-  return lax.optimization_barrier(lax.pad(x, zero, ((0, 0, 0), *padding, (0, 0, 0))))
+  return lax.optimization_barrier(jnp.pad(x, ((0, 0), *pads, (0, 0))))
 
 
 def _combine(matrix: np.ndarray, arrays: Any) -> list[jax.Array]:

@@ -43,13 +43,18 @@ def test_scipy_gives_the_p_values(root):
     for test in statistics.compare(study)
     if test.greater_epochs == test.other_epochs == final
   ]
+  lines = (root / 'table.txt').read_text().splitlines()
+  rows = [[cell.strip() for cell in line.split('|')] for line in lines]
+  # Measure, the greater setting, the other one, and p.
+  printed = [[*row[1:4], row[7]] for row in rows if len(row) == 10]
   assert tests
   for test in tests:
     first = _final_accuracies(root, test.greater)[test.measure]
     second = _final_accuracies(root, test.other)[test.measure]
     u, p = scipy.stats.mannwhitneyu(first, second, alternative='greater')
     assert (test.u, test.p) == (u, pytest.approx(p, rel=1e-12))
-    assert f'{p:.2g}' in (root / 'table.txt').read_text()
+    row = [test.measure, f'{test.greater} @{final}', f'{test.other} @{final}']
+    assert [*row, f'{p:.2g}'] in printed
 
 
 def test_the_results_give_the_tables(root, tmp_path):
