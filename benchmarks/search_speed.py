@@ -8,8 +8,8 @@ Three searches, one after another, each a process timed from its start to its en
   second  another seed with that cache, as the next run of a study would find it
 Beside each of them `benchmarks/torch_replay.py` trains the same networks: the same
 data, the same number of steps, its parent's weights. The two take turns, network by
-network: a machine that is slower for some minutes is slower for both. The one whose
-turn it is not is stopped, and its clock with it.
+network: a machine that is slower for some minutes is slower for both. While it is not
+its turn the search is stopped, all of its threads, and so is its clock.
 
 Completion is left out. The ratio is PyTorch's time to ours, above 1 we are faster.
 `--searches=cold` runs the first alone; `--rounds=3` runs all of them three times.
@@ -66,79 +66,59 @@ class TorchReplay:
   def end(self) -> float:
     """Ends it; returns its greatest resident memory in MB."""
     self._input.close()
-    return _wait(self._process)
+    _, status, usage = os.wait4(self._process.pid, 0)
+    if status:
+      raise SystemExit('PyTorch failed')
+    return usage.ru_maxrss / 1024
 
   def _wait_for_a_line(self) -> None:
     if not self._output.readline():
       raise SystemExit('PyTorch ended early')
 
 
-def _wait(process: subprocess.Popen[Any]) -> float:
-  """Waits for a process's end; returns its greatest resident memory in MB."""
-  _, status, usage = os.wait4(process.pid, 0)
-  if status:
-    raise SystemExit(f'failed: {process.args!r}')
-  return usage.ru_maxrss / 1024
-
-
-def _has_ended(process: subprocess.Popen[Any]) -> bool:
-  """Whether a process has ended; `_wait` is still to be called."""
-  options = os.WEXITED | os.WNOHANG | os.WNOWAIT
-  return os.waitid(os.P_PID, process.pid, options) is not None
-
-
-def _complete_lines(path: pathlib.Path) -> list[str]:
-  """Returns the lines of a file that are written to their end."""
-  return path.read_text().split('\n')[:-1] if path.exists() else []
-
-
 def measure(command: list[str], workdir: str, with_torch: bool) -> dict[str, Any]:
-  """Runs a search, and PyTorch in turns with it."""
+  """Runs a search that stops after every event, and PyTorch in turns with it."""
   events = pathlib.Path(workdir, 'events.jsonl')
-  replay, num_replayed, stopped = None, 0, 0.0
+  replay, stopped = None, 0.0
   start = time.perf_counter()
   search = subprocess.Popen(
-    command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=_ROOT
   )
   try:
-    while not _has_ended(search):
-      lines = _complete_lines(events) if with_torch else []
-      if len(lines) > num_replayed:
-        search.send_signal(signal.SIGSTOP)
-        turn = time.perf_counter()
+    while True:
+      _, status, usage = os.wait4(search.pid, os.WUNTRACED)
+      if not os.WIFSTOPPED(status):
+        break
+      turn = time.perf_counter()
+      if with_torch:
         replay = replay or TorchReplay(workdir)
-        for line in lines[num_replayed:]:
-          replay.train(line)
-        num_replayed = len(lines)
-        stopped += time.perf_counter() - turn
-        search.send_signal(signal.SIGCONT)
-      time.sleep(0.01)
+        replay.train(events.read_text().splitlines()[-1])
+      stopped += time.perf_counter() - turn
+      search.send_signal(signal.SIGCONT)
   except BaseException:
     search.kill()  # Or it would stay stopped for ever.
     raise
   seconds = time.perf_counter() - start - stopped
-  sums = phases(workdir)
+  if status:
+    raise SystemExit(f'failed: {" ".join(command)}')
+  sums = phases(events)
   result: dict[str, Any] = {
     'seconds': seconds,
-    'peak_memory_mb': _wait(search),
+    'peak_memory_mb': usage.ru_maxrss / 1024,
     'phases': sums,
     'share_compiling': sums['compile'] / seconds,
   }
   if replay:
-    for line in _complete_lines(events)[num_replayed:]:
-      replay.train(line)
-    result['torch'] = {
-      'seconds': replay.seconds,
-      'peak_memory_mb': replay.end(),
-    }
-    result['ratio'] = result['torch']['seconds'] / seconds
+    memory = replay.end()
+    result['torch'] = {'seconds': replay.seconds, 'peak_memory_mb': memory}
+    result['ratio'] = replay.seconds / seconds
   return result
 
 
-def phases(workdir: str) -> dict[str, float]:
+def phases(events: pathlib.Path) -> dict[str, float]:
   """Returns the seconds of each phase, summed over the events of a run."""
   sums: dict[str, float] = {}
-  for line in pathlib.Path(workdir, 'events.jsonl').read_text().splitlines():
+  for line in events.read_text().splitlines():
     for phase, seconds in json.loads(line)['seconds'].items():
       sums[phase] = sums.get(phase, 0) + seconds
   return sums
@@ -165,7 +145,7 @@ def main() -> None:
         workdir = os.path.join(directory, name)
         command = [
           sys.executable,
-          str(_ROOT / 'run_evolution.py'),
+          *('-m', 'benchmarks.stopping_search'),
           f'--config={args.config}',
           f'--workdir={workdir}',
           f'--xla_cache_dir={directory}/xla',

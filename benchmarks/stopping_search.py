@@ -1,0 +1,35 @@
+"""A search whose process stops itself after every evaluation, for search_speed.py.
+
+  python -m benchmarks.stopping_search --config=FILE --workdir=DIR --xla_cache_dir=DIR
+
+It does what run_evolution.py does, with the same flags, but sends itself SIGSTOP after
+each event, when no phase's clock runs, and goes on with SIGCONT.
+"""
+
+import os
+import signal
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from lamarck_jax import process, report, search
+
+_CONFIG = config_flags.DEFINE_config_file('config')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.', required=True)
+_XLA_CACHE_DIR = flags.DEFINE_string('xla_cache_dir', None, 'Compiled programs.')
+
+
+def main(argv: list[str]) -> None:
+  """Runs the search of the flags."""
+  del argv
+  process.prepare(_CONFIG.value, _XLA_CACHE_DIR.value)
+  search.run(
+    _CONFIG.value,
+    _WORKDIR.value,
+    on_event=lambda event: os.kill(os.getpid(), signal.SIGSTOP),
+  )
+  report.write_if_possible(_WORKDIR.value)
+
+
+if __name__ == '__main__':
+  app.run(main)
