@@ -359,7 +359,7 @@ def _patch_conv_moments(
 
   def body(chunk: Any, carry: Any, start: Any) -> Any:
     z, mean, deviation = carry
-    z_chunk = convolve(chunk(x))
+    z_chunk = lax.optimization_barrier(convolve(chunk(x)))
     length = z_chunk.shape[0]
     chunk_mean = jnp.mean(z_chunk, (0, 1, 2))
     delta = chunk_mean - mean
@@ -522,27 +522,19 @@ def _patches(
   x = lax.pad(
     x, jnp.zeros((), x.dtype), ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0))
   )
-  height, width = size
+
   if tuple(window) == (1, 1) and strides == (1, 1):
     return x
-  return jnp.concatenate(
-    [
-      lax.slice(
-        x,
-        (0, i, j, 0),
-        (
-          n,
-          i + (height - 1) * strides[0] + 1,
-          j + (width - 1) * strides[1] + 1,
-          channels,
-        ),
-        (1, *strides, 1),
-      )
-      for i in range(window[0])
-      for j in range(window[1])
-    ],
-    axis=-1,
-  )
+  # Behind the barrier the padding is done once, and not again in each of the slices.
+  x = lax.optimization_barrier(x)
+  for axis in (2, 1):
+    length = (size[axis - 1] - 1) * strides[axis - 1] + 1
+    taps = [
+      lax.slice_in_dim(x, tap, tap + length, strides[axis - 1], axis)
+      for tap in range(window[axis - 1])
+    ]
+    x = jnp.concatenate(taps, axis=-1)
+  return x
 
 
 def _product(patches: jax.Array, matrix: jax.Array) -> jax.Array:

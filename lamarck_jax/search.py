@@ -426,20 +426,23 @@ def _check_epoch(
 def _compile_ahead(state: SearchState, child: Genotype, trainer: Trainer) -> None:
   """Begins to compile what may come after a child, while it is trained.
 
-  The next child depends on this one's fitness only in whether it is accepted.
+  The next child depends on this one's fitness only in whether it is accepted. Most are
+  not.
 
   Args:
     state: The state in which the child was made.
     child: The child.
     trainer: The trainer of the data set.
   """
+  genotypes = []
   for fitness in (-1.0, 2.0):  # Worse than any, and better than any.
     following = state.tell(child, fitness)
     if not following.evolution.done:
       key = random_key(
         state.seed, following.evolution.num_evaluations, Purpose.MUTATION
       )
-      trainer.compile_ahead(evolution.ask(key, following.evolution))
+      genotypes.append(evolution.ask(key, following.evolution))
+  trainer.compile_ahead(genotypes)
 
 
 class _Stopwatch:

@@ -414,12 +414,19 @@ class Trainer:
     """Raises JAX's error if the device computes nothing any more."""
     (self._zero_loss + 1).block_until_ready()
 
-  def compile_ahead(self, genotype: Genotype) -> None:
-    """Begins to compile a network's programs, and does not wait.
+  def compile_ahead(self, genotypes: Sequence[Genotype]) -> None:
+    """Begins to compile the programs of what may be trained next, and does not wait.
 
-    On a single core it would only delay what is computed now, so there it does not.
+    Cores that training leaves idle compile all of it. Where it leaves none it is slowed
+    down: the likeliest alone is compiled, and on a single core nothing.
+
+    Args:
+      genotypes: The architectures, the likeliest first.
     """
-    if _NUM_CORES > 1:
+    if _NUM_CORES == 1:
+      return
+    idle = _NUM_CORES > self._share.mesh.size
+    for genotype in genotypes if idle else genotypes[:1]:
       self._futures(genotype)
 
   def train(

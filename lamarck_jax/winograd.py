@@ -211,6 +211,11 @@ def _combine(matrix: np.ndarray, arrays: Any) -> list[jax.Array]:
 
 
 def _both_axes(matrix: np.ndarray, array: jax.Array) -> jax.Array:
-  """Returns M array M^T over the first two axes, M being the matrix; small arrays."""
-  matrix = matrix.astype(array.dtype)
-  return jnp.einsum('ia,abcf,jb->ijcf', matrix, array, matrix)
+  """Returns M array M^T over the first two axes of an array (r, r, c, f).
+
+  As one matrix product, of M's Kronecker square with the array's r^2 rows.
+  """
+  rows, columns = matrix.shape
+  square = np.kron(matrix, matrix).astype(array.dtype)
+  values = square @ array.reshape(columns**2, -1)
+  return values.reshape(rows, rows, *array.shape[2:])

@@ -331,12 +331,14 @@ def test_the_next_child_is_among_those_compiled_ahead(
 ):
   foreseen = []
   monkeypatch.setattr(
-    training.Trainer, 'compile_ahead', lambda self, genotype: foreseen.append(genotype)
+    training.Trainer, 'compile_ahead', lambda self, genotypes: foreseen.append(genotypes)
   )
   search.run(tiny_config, tmp_path / 'run')
   children = [
     records.genotype_from_json(event) for event in records.read_events(tmp_path / 'run')
   ]
-  assert len(foreseen) == 2 * (len(children) - 1)
-  for index, child in enumerate(children[1:]):
-    assert child in foreseen[2 * index : 2 * index + 2]
+  assert len(foreseen) == len(children)
+  assert foreseen.pop() == []
+  for child, genotypes in zip(children[1:], foreseen):
+    assert len(genotypes) == 2
+    assert child in genotypes
