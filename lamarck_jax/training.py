@@ -425,7 +425,7 @@ class Trainer:
     """
     if _NUM_CORES == 1:
       return
-    idle = _NUM_CORES > self._share.mesh.size
+    idle = self._share.mesh.size < _NUM_CORES
     for genotype in genotypes if idle else genotypes[:1]:
       self._futures(genotype)
 

@@ -10,9 +10,11 @@ import scipy.stats
 from lamarck_jax import figures, results, statistics
 
 _ROOT = pathlib.Path(__file__).parent.parent / 'docs' / 'results'
-_STUDIES = [path.parent for path in sorted(_ROOT.glob('*/study.json'))]
+_STUDIES = [path.parent for path in sorted(_ROOT.rglob('study.json'))]
 
-pytestmark = pytest.mark.parametrize('root', _STUDIES, ids=lambda root: root.name)
+pytestmark = pytest.mark.parametrize(
+  'root', _STUDIES, ids=lambda root: str(root.relative_to(_ROOT))
+)
 
 
 def _final_accuracies(root, setting):
@@ -20,7 +22,7 @@ def _final_accuracies(root, setting):
   test, validation = [], []
   for path in root.glob(f'{setting}/seed*'):
     checkpoints = json.loads((path / 'result.json').read_text())['checkpoints']
-    test.append(checkpoints[-1]['test_accuracy'])
+    test += [checkpoint['test_accuracy'] for checkpoint in checkpoints[-1:]]
     lines = (path / 'events.jsonl').read_text().splitlines()
     validation.append(max(json.loads(line)['fitness'] for line in lines))
   return {'test accuracy': test, 'best validation accuracy': validation}
@@ -37,7 +39,7 @@ def test_the_runs_give_the_results(root):
 
 def test_scipy_gives_the_p_values(root):
   study = results.collect(root)
-  final = study.checkpoint_epochs[-1]
+  final = study.budget_epochs
   tests = [
     test
     for test in statistics.compare(study)

@@ -331,7 +331,9 @@ def test_the_next_child_is_among_those_compiled_ahead(
 ):
   foreseen = []
   monkeypatch.setattr(
-    training.Trainer, 'compile_ahead', lambda self, genotypes: foreseen.append(genotypes)
+    training.Trainer,
+    'compile_ahead',
+    lambda self, genotypes: foreseen.append(genotypes),
   )
   search.run(tiny_config, tmp_path / 'run')
   children = [
