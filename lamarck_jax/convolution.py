@@ -518,11 +518,9 @@ def _patches(
   Returns:
     (n, *size, window height * window width * channels).
   """
-  n, _, _, channels = x.shape
   x = lax.pad(
     x, jnp.zeros((), x.dtype), ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0))
   )
-
   if tuple(window) == (1, 1) and strides == (1, 1):
     return x
   # Behind the barrier the padding is done once, and not again in each of the slices.

@@ -217,5 +217,5 @@ def _both_axes(matrix: np.ndarray, array: jax.Array) -> jax.Array:
   """
   rows, columns = matrix.shape
   square = np.kron(matrix, matrix).astype(array.dtype)
-  values = square @ array.reshape(columns**2, -1)
+  values = jnp.matmul(square, array.reshape(columns**2, -1))
   return values.reshape(rows, rows, *array.shape[2:])

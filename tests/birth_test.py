@@ -14,7 +14,7 @@ from tests import conftest
 def study(tmp_path_factory):
   """A directory with a search of each of two settings."""
   root = tmp_path_factory.mktemp('birth')
-  for setting, budget in (('net2net', 11), ('none', 4)):
+  for setting, budget in (('net2net', 11), ('none', 8)):
     config = conftest.make_tiny_config()
     config.inheritance = setting
     config.inheritance_noise = 0.0
@@ -40,13 +40,13 @@ def test_children_that_can_keep_the_function_start_at_their_parents_accuracy(stu
 
 def test_every_child_is_in_the_table(study):
   births = birth.collect(study)
-  assert sum(len(group.losses) for group in births) == 10 + 3
+  assert sum(len(group.losses) for group in births) == 10 + 7
   lines = birth.table(births).splitlines()
   assert lines[0].split('|')[1:-1][2].strip() == 'net2net'
   counts = [
     int(part.split()[0]) for line in lines[-2:] for part in line.split('n =')[1:]
   ]
-  assert sum(counts) == 10 + 3
+  assert sum(counts) == 10 + 7
 
 
 def test_a_directory_without_runs_is_refused(tmp_path):
