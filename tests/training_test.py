@@ -1,3 +1,4 @@
+import types
 import warnings
 
 from flax import traverse_util
@@ -158,6 +159,21 @@ def test_evaluation_counts_every_example_once(tiny_dataset, batch_size):
       trainer.num_correct(genotype, variables, split),
       np.bincount(examples.labels, weights=correct, minlength=3),
     )
+
+
+@pytest.mark.parametrize(('num_cores', 'expected'), [(1, 0), (2, 1), (3, 2)])
+def test_what_is_compiled_ahead_depends_on_the_cores_that_training_leaves(
+  tiny_dataset, monkeypatch, num_cores, expected
+):
+  trainer = training.Trainer(tiny_dataset, batch_size=72)
+  mesh = types.SimpleNamespace(size=2)
+  monkeypatch.setattr(trainer, '_share', types.SimpleNamespace(mesh=mesh))
+  monkeypatch.setattr(training, '_NUM_CORES', num_cores)
+  compiled = []
+  monkeypatch.setattr(trainer, '_futures', compiled.append)
+  genotypes = [Genotype.parse('8c3'), Genotype.parse('4c1')]
+  trainer.compile_ahead(genotypes)
+  assert compiled == genotypes[:expected]
 
 
 def test_an_epoch_is_a_fresh_permutation_and_drops_the_remainder(tiny_dataset):

@@ -50,7 +50,9 @@ def test_convolution_and_its_gradients_match_float64(
   )
   assert len(everywhere) == 2  # Forward, and the gradient of the image.
   desired = convolution_test._float64_conv_and_gradients(x, kernel, dy, 1)
-  convolution_test._assert_close(actual, desired, tolerance=1e-5)
+  # Of the largest value; tiles of a 5x5 kernel round more.
+  tolerance = {3: 5e-6, 5: 1e-5}[kernel_size]
+  convolution_test._assert_close(actual, desired, tolerance)
 
 
 @pytest.mark.parametrize('images', [1, 4, 7])
@@ -71,7 +73,7 @@ def test_chunks_that_do_not_divide_the_batch_change_nothing(
   actual = gradients()
   assert everywhere[0][0].shape[1] == 4 * min(images, 2)
   desired = convolution_test._float64_conv_and_gradients(x, kernel, dy, 1)
-  convolution_test._assert_close(actual, desired, tolerance=1e-5)
+  convolution_test._assert_close(actual, desired, tolerance=5e-6)
 
 
 def test_rounding_is_that_of_a_direct_sum_at_the_widest_layers(everywhere):
