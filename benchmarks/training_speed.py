@@ -39,7 +39,7 @@ def jax_steps(network: str, batch_size: int, dtype: str) -> Callable[[int], None
   from lamarck_jax.genotype import Genotype
 
   allocator.keep_freed_memory()
-  devices.use_every_core()
+  devices.use_cores(batch_size, IMAGE_SHAPE[0])
   rng = np.random.default_rng(0)
 
   def split(num_examples: int) -> datasets.Split:

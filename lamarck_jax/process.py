@@ -20,7 +20,7 @@ def prepare(config: config_dict.ConfigDict, xla_cache_dir: str | None) -> None:
   """
   config_lib.validate(config)
   allocator.keep_freed_memory(_largest_block(config))
-  devices.use_every_core()
+  devices.use_cores(config.batch_size, config.dataset.image_size)
   compilation_cache.enable(xla_cache_dir)
 
 

@@ -380,7 +380,7 @@ class Trainer:
       self._examples[name] = range(start, start + len(split.labels))
       start += len(split.labels)
 
-    mesh = devices.batch_mesh(batch_size)
+    mesh = devices.batch_mesh(batch_size, self.image_shape)
     self._share = NamedSharding(mesh, PartitionSpec(devices.BATCH))
     self._alike = NamedSharding(mesh, PartitionSpec())
     mean, std = datasets.channel_statistics(dataset.train.images)

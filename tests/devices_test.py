@@ -18,7 +18,7 @@ from lamarck_jax import compilation_cache, datasets, devices, model, training
 from lamarck_jax.genotype import Genotype
 
 devices.num_cores = lambda: 2
-devices.use_every_core()
+devices.use_cores(64)
 compilation_cache.enable(sys.argv[1])
 rng = np.random.default_rng(0)
 
@@ -28,13 +28,14 @@ def split(n):
   return datasets.Split(np.clip(images, 0, 255).astype(np.uint8), labels)
 
 dataset = datasets.Dataset('random', split(300), split(75), split(10), ('a', 'b', 'c'))
-share, single = devices.batch_mesh(64), devices.batch_mesh(1)
+shape = (16, 16, 3)
+share, single = devices.batch_mesh(64, shape), devices.batch_mesh(1, shape)
 result = {'devices': [share.size, single.size], 'runs': []}
 for network in ('16c5s2 8c1',):
   genotype = Genotype.parse(network)
   variables = model.init_variables(jax.random.key(1), genotype, 3, 3)
   for mesh in (share, single):
-    devices.batch_mesh = lambda batch_size: mesh
+    devices.batch_mesh = lambda batch_size, image_shape: mesh
     trainer = training.Trainer(dataset, batch_size=64)
     losses = []
     trained = trainer.train(
@@ -80,9 +81,27 @@ def test_a_mesh_has_equal_and_sufficient_shares(monkeypatch):
     return shape[0]
 
   monkeypatch.setattr(jax, 'make_mesh', make_mesh)
-  for batch_size in (2, 32, 63, 64, 96, 150, 512, 1024):
-    sizes[batch_size] = devices.batch_mesh(batch_size)
-  assert sizes == {2: 1, 32: 1, 63: 1, 64: 2, 96: 3, 150: 3, 512: 16, 1024: 16}
+  for batch_size in (2, 32, 33, 64, 96, 512):
+    sizes[batch_size] = devices.batch_mesh(batch_size, (16, 16, 3))
+  assert sizes == {2: 1, 32: 2, 33: 1, 64: 4, 96: 6, 512: 16}
+  assert devices.batch_mesh(32, (8, 8, 1)) == 1
+  assert devices.batch_mesh(12, (32, 48, 1)) == 4
+
+
+@pytest.mark.parametrize(
+  ('batch_size', 'image_size', 'num_devices', 'num_threads'),
+  [(64, None, 3, '6'), (96, 16, 3, '6'), (32, 8, 1, '1')],
+)
+def test_small_batches_get_a_single_thread(
+  monkeypatch, batch_size, image_size, num_devices, num_threads
+):
+  monkeypatch.setattr(devices, 'num_cores', lambda: 3)
+  monkeypatch.setenv('PJRT_NPROC', 'unset')
+  updates = {'jax_num_cpu_devices': 1}
+  monkeypatch.setattr(jax.config, 'update', updates.__setitem__)
+  devices.use_cores(batch_size, image_size)
+  assert updates == {'jax_num_cpu_devices': num_devices}
+  assert os.environ['PJRT_NPROC'] == num_threads
 
 
 def test_cores_are_those_of_this_process_and_no_more_than_pjrt_nproc():

@@ -12,7 +12,7 @@ def calls(monkeypatch):
   made = []
   for module, name in (
     (allocator, 'keep_freed_memory'),
-    (devices, 'use_every_core'),
+    (devices, 'use_cores'),
     (compilation_cache, 'enable'),
   ):
     monkeypatch.setattr(
@@ -21,16 +21,17 @@ def calls(monkeypatch):
   return made
 
 
-def test_the_largest_activations_decide_how_memory_is_kept(calls, tiny_config):
+def test_the_size_of_images_decides_on_memory_and_cores(calls, tiny_config):
   process.prepare(tiny_config, 'cache')  # No image size: it is not known.
   tiny_config.dataset.image_size = 16
   process.prepare(tiny_config, 'cache')
-  others = [('use_every_core',), ('enable', 'cache')]
   assert calls == [
     ('keep_freed_memory', None),
-    *others,
+    ('use_cores', 32, None),
+    ('enable', 'cache'),
     ('keep_freed_memory', 32 * 16 * 16 * 8 * 4),
-    *others,
+    ('use_cores', 32, 16),
+    ('enable', 'cache'),
   ]
 
 
