@@ -16,7 +16,7 @@ SETTINGS = (*PAPER_SETTINGS, 'overlap', 'net2net')
 LOCATIONS = ('dataset.data_dir', 'dataset.manual_dir')
 
 # Fields that were added later, and what searches did before.
-_ADDED_FIELDS = {'inheritance_noise': 0.03}
+_ADDED_FIELDS = {'inheritance_noise': 0.03, 'learning_rate_schedule': 'constant'}
 
 
 def get_config(
@@ -47,6 +47,7 @@ def get_config(
   config.epochs_per_evaluation = 4  # e: training epochs of one evaluation.
   config.batch_size = 512  # Examples per training step.
   config.learning_rate = 1e-3  # Adam's, during evaluations.
+  config.learning_rate_schedule = 'constant'  # In each of them, or 'cosine', to 0.
   config.inheritance = 'lamarckian'  # 'none' (all fresh), 'overlap' or 'net2net'.
   config.inheritance_noise = 0.03  # On net2net's copies, in units of their layer's std.
   config.compute_dtype = 'float32'  # Or 'bfloat16': type inside the blocks.
@@ -104,6 +105,7 @@ def validate(config: config_dict.ConfigDict) -> None:
   _integer(config, 'epochs_per_evaluation', 1, config.budget_epochs)
   _integer(config, 'batch_size', 2)
   _number(config, 'learning_rate', above=0)
+  _choice(config, 'learning_rate_schedule', ('constant', 'cosine'))
   _choice(config, 'inheritance', ('lamarckian', 'none', 'overlap', 'net2net'))
   _number(config, 'inheritance_noise', at_least=0, at_most=10)
   _choice(config, 'compute_dtype', ('float32', 'bfloat16'))

@@ -122,6 +122,24 @@ def initial_state(config: config_dict.ConfigDict) -> SearchState:
   )
 
 
+def learning_rates(config: config_dict.ConfigDict) -> list[float]:
+  """Returns the learning rate of every epoch of an evaluation.
+
+  The paper's is constant (Section 4.2). A cosine goes from it to 0 within the
+  evaluation, and each epoch has the rate of its middle.
+
+  Args:
+    config: The configuration.
+  """
+  epochs = config.epochs_per_evaluation
+  if config.learning_rate_schedule == 'constant':
+    return [config.learning_rate] * epochs
+  return [
+    config.learning_rate * (1 + math.cos(math.pi * (epoch + 0.5) / epochs)) / 2
+    for epoch in range(epochs)
+  ]
+
+
 def run(
   config: config_dict.ConfigDict,
   workdir: str | os.PathLike[str],
@@ -323,7 +341,7 @@ def _evaluate(
       key(Purpose.TRAINING),
       child,
       variables,
-      [config.learning_rate] * config.epochs_per_evaluation,
+      learning_rates(config),
       on_epoch=functools.partial(_check_epoch, config, stopwatch, progress),
     )
     stopwatch.lap('train')

@@ -54,6 +54,7 @@ _FIELDS = {
   'learning_rate': ['0', '-0.1', 'nan', 'fast'],
   'inheritance': ['darwin', ''],
   'inheritance_noise': ['-1'],
+  'learning_rate_schedule': ['linear'],
   'compute_dtype': ['float64'],
   'max_parameters': ['0', 'many'],
   'max_flops': ['-1'],

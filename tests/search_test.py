@@ -218,6 +218,32 @@ def test_the_test_split_is_used_only_for_completed_checkpoints(
   assert calls == ['validation'] * 16 + ['test', 'validation'] * len(completed)
 
 
+def test_the_learning_rate_of_an_evaluation_is_constant_or_a_cosine(tiny_config):
+  tiny_config.epochs_per_evaluation = 4
+  assert search.learning_rates(tiny_config) == [1e-3] * 4
+  tiny_config.learning_rate_schedule = 'cosine'
+  expected = [9.62e-4, 6.91e-4, 3.09e-4, 3.81e-5]
+  assert search.learning_rates(tiny_config) == pytest.approx(expected, rel=2e-3)
+  tiny_config.epochs_per_evaluation = 1
+  assert search.learning_rates(tiny_config) == pytest.approx([5e-4])
+
+
+def test_an_evaluation_has_its_learning_rates(tiny_config, tmp_path, monkeypatch):
+  used = []
+  train = training.Trainer.train
+
+  def recorded(self, key, genotype, variables, rates, on_epoch=None):
+    used.append(rates)
+    return train(self, key, genotype, variables, rates, on_epoch)
+
+  monkeypatch.setattr(training.Trainer, 'train', recorded)
+  tiny_config.learning_rate_schedule = 'cosine'
+  tiny_config.budget_epochs = 1
+  tiny_config.completion.enabled = False
+  search.run(tiny_config, tmp_path / 'run')
+  assert used == [search.learning_rates(tiny_config)]
+
+
 def test_completion_follows_the_papers_schedule(tiny_config):
   tiny_config.completion.epochs = (10, 20, 30)
   tiny_config.completion.learning_rates = (1e-3, 1e-4, 1e-5)
