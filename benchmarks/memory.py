@@ -14,7 +14,14 @@ import jax
 import numpy as np
 
 from benchmarks import common
-from lamarck_jax import compilation_cache, datasets, inheritance, model, mutation
+from lamarck_jax import (
+  allocator,
+  compilation_cache,
+  datasets,
+  inheritance,
+  model,
+  mutation,
+)
 from lamarck_jax import genotype as genotype_lib
 from lamarck_jax.training import Trainer
 
@@ -57,6 +64,7 @@ def main() -> None:
     inherited = inheritance.inherit(key, genotype, variables, child)
     variables = trainer.train(key, child, inherited, [1e-3])
     trainer.accuracy(child, variables, 'validation')
+    allocator.release_freed_memory()  # As `search` does.
     genotype = child
     history.add(child)
     if evaluation % 100 == 0 or evaluation == 1:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lamarck_jax import datasets, records
+from lamarck_jax import datasets, records, search
 from lamarck_jax.genotype import Genotype
 
 
@@ -77,7 +77,8 @@ def replay(workdir: str, events: Iterable[str]) -> None:
       net.load_state_dict({**own, **fit})
     optimizer = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
     net.train()
-    for _ in range(config.epochs_per_evaluation):
+    for rate in search.learning_rates(config):
+      optimizer.param_groups[0]['lr'] = rate
       order = torch.randperm(len(labels), device=device)
       for start in range(0, len(labels) - batch_size + 1, batch_size):
         batch = order[start : start + batch_size]

@@ -17,7 +17,6 @@ def get_config(setting: str = 'lamarckian') -> config_dict.ConfigDict:
   """Returns the configuration; `digits.py:baseline_1` and `:baseline_2` too."""
   config = config_lib.get_config(setting, baseline_2_epochs=16)
   config.dataset.name = 'digits'
-  config.dataset.image_size = 8  # As they are: small batches get a single thread.
   config.budget_epochs = 64
   config.batch_size = 32
   config.search_space.filters = (8, 16, 32)

@@ -41,7 +41,8 @@ def keep_freed_memory(largest_block: int | None = None) -> bool:
 def release_freed_memory() -> bool:
   """Gives freed memory back to the operating system, from the middle of arenas too.
 
-  It takes some ten milliseconds, and the next training as long again to get it back.
+  It takes some ten milliseconds for 500 MB, and the next training takes page faults to
+  get back what it needs.
 
   Returns:
     Whether the C library is glibc and gave something back.

@@ -16,7 +16,7 @@ SETTINGS = (*PAPER_SETTINGS, 'overlap', 'net2net')
 LOCATIONS = ('dataset.data_dir', 'dataset.manual_dir')
 
 # Fields that were added later, and what searches did before.
-_ADDED_FIELDS = {'inheritance_noise': 0.03, 'learning_rate_schedule': 'constant'}
+ADDED_FIELDS = {'inheritance_noise': 0.03, 'learning_rate_schedule': 'constant'}
 
 
 def get_config(
@@ -47,7 +47,7 @@ def get_config(
   config.epochs_per_evaluation = 4  # e: training epochs of one evaluation.
   config.batch_size = 512  # Examples per training step.
   config.learning_rate = 1e-3  # Adam's, during evaluations.
-  config.learning_rate_schedule = 'constant'  # In each of them, or 'cosine', to 0.
+  config.learning_rate_schedule = 'constant'  # Or 'cosine': to 0 within each one.
   config.inheritance = 'lamarckian'  # 'none' (all fresh), 'overlap' or 'net2net'.
   config.inheritance_noise = 0.03  # On net2net's copies, in units of their layer's std.
   config.compute_dtype = 'float32'  # Or 'bfloat16': type inside the blocks.
@@ -174,8 +174,7 @@ def differing_fields(
   names = []
   for field in {**config, **other}:
     name = f'{prefix}{field}'
-    default = _ADDED_FIELDS.get(name)
-    value, other_value = config.get(field, default), other.get(field, default)
+    value, other_value = config.get(field), other.get(field)
     if isinstance(value, dict) and isinstance(other_value, dict):
       names += differing_fields(value, other_value, f'{name}.')
     elif value != other_value and name not in LOCATIONS:

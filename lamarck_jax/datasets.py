@@ -27,6 +27,14 @@ from lamarck_jax.errors import DatasetError
 
 __all__ = ['Dataset', 'DatasetError', 'Split', 'channel_statistics', 'load']
 
+# Height and width of images whose size is known before they are read.
+IMAGE_SIZES = {
+  'digits': 8,
+  'mnist': 28,
+  'fashion_mnist': 28,
+  'cifar10': 32,
+  'cifar100': 32,
+}
 _MAX_VALIDATION = 5_000  # Examples, the paper's number.
 _DIGITS_TEST = 360
 _DIGITS_VALIDATION = 300

@@ -1,16 +1,21 @@
 """The cores of a CPU as devices that share every batch."""
 
 import functools
+import importlib.util
 import os
+import shutil
+import subprocess
 
+from absl import logging
 import jax
 from jax.sharding import AxisType, Mesh
 
 # Name of the mesh's axis.
 BATCH = 'batch'
 
-# With fewer pixels of a batch each, devices, and threads that share an operation, wait
-# for one another longer than they compute.
+# With less of a batch each, devices, and threads that share an operation, wait for one
+# another longer than they compute.
+_MIN_EXAMPLES = 16
 _MIN_PIXELS = 4096
 # Sets the size of XLA's pool of threads, in each process.
 _NUM_THREADS = 'PJRT_NPROC'
@@ -23,6 +28,19 @@ def available_cores() -> list[int]:
   return list(range(os.cpu_count() or 1))
 
 
+def available_gpus() -> list[str]:
+  """Returns the identifiers of the GPUs that JAX would use."""
+  platforms = os.environ.get('JAX_PLATFORMS', 'cuda')
+  if not importlib.util.find_spec('jax_cuda12_plugin') or 'cuda' not in platforms:
+    return []
+  if 'CUDA_VISIBLE_DEVICES' in os.environ:
+    return [gpu for gpu in os.environ['CUDA_VISIBLE_DEVICES'].split(',') if gpu]
+  if not shutil.which('nvidia-smi'):
+    return []
+  listing = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True)
+  return [str(index) for index, _ in enumerate(listing.stdout.splitlines())]
+
+
 @functools.cache
 def num_cores() -> int:
   """Returns the number of cores to use: those available, or PJRT_NPROC if fewer."""
@@ -31,31 +49,36 @@ def num_cores() -> int:
 
 
 def use_cores(batch_size: int, image_size: int | None = None) -> None:
-  """Makes a JAX device of each core that this process may use.
+  """Sets how many JAX devices and threads the cores of this process make.
 
   Most products of a convolution are too small to be divided among threads; batches are
-  not. Batches too small even for that are left to a single thread. This has to come
-  before JAX looks at the machine, and holds for the whole process, so programs call it
-  at their start and importing this package does not.
+  not. So each core is a device, unless batches are too small even for that: then there
+  is one device, and one thread. This has to come before JAX looks at the machine, and
+  holds for the whole process, so programs call it at their start and importing this
+  package does not.
 
   Args:
     batch_size: Examples per batch.
     image_size: Height and width of the images, if they are known by now.
   """
   count = num_cores()
-  if image_size is not None and _num_shares(batch_size, image_size**2, count) == 1:
+  small = image_size is not None and _max_shards(batch_size, image_size**2) == 1
+  if small and not available_gpus():
     os.environ[_NUM_THREADS] = '1'
   elif count > 1:
     # A device that waits for another holds a thread of the pool, which by default has
     # one for each device: none is left for what they wait for.
     os.environ[_NUM_THREADS] = str(2 * count)
-    jax.config.update('jax_num_cpu_devices', count)
+    try:
+      jax.config.update('jax_num_cpu_devices', count)
+    except RuntimeError:
+      logging.info('JAX has its devices already: batches are shared by these')
 
 
 def batch_mesh(batch_size: int, image_shape: tuple[int, ...]) -> Mesh:
   """Returns the devices that share a batch.
 
-  These are as many of the CPU's as can have equal and sufficient shares, or one GPU or
+  These are as many of the CPU's as can have equal and sufficient shards, or one GPU or
   TPU: these are kept busy by several searches, not by one.
 
   Args:
@@ -66,11 +89,12 @@ def batch_mesh(batch_size: int, image_shape: tuple[int, ...]) -> Mesh:
   count = 1
   if devices[0].platform == 'cpu':
     height, width, _ = image_shape
-    count = _num_shares(batch_size, height * width, len(devices))
+    most = min(len(devices), _max_shards(batch_size, height * width))
+    count = max(n for n in range(1, most + 1) if batch_size % n == 0)
   return jax.make_mesh((count,), (BATCH,), (AxisType.Auto,), devices=devices[:count])
 
 
-def _num_shares(batch_size: int, num_pixels: int, most: int) -> int:
-  """Returns the largest number of equal and sufficient shares of a batch."""
-  most = min(most, batch_size * num_pixels // _MIN_PIXELS)
-  return max((n for n in range(1, most + 1) if batch_size % n == 0), default=1)
+def _max_shards(batch_size: int, num_pixels: int) -> int:
+  """Returns into how many sufficient shards a batch can be cut, at least 1."""
+  by_pixels = batch_size * num_pixels // _MIN_PIXELS
+  return max(1, min(batch_size // _MIN_EXAMPLES, by_pixels))

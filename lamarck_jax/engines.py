@@ -8,16 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import concurrent.futures
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import logging
 import multiprocessing
 import os
 import pathlib
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import traceback
@@ -127,7 +124,7 @@ class LocalEngine:
     Args:
       num_workers: Number of processes; one per GPU, or else per core, by default.
     """
-    cores, gpus = devices.available_cores(), _available_gpus()
+    cores, gpus = devices.available_cores(), devices.available_gpus()
     self.num_workers = num_workers or len(gpus or cores)
     self._environments = []
     for worker in range(self.num_workers):
@@ -186,19 +183,6 @@ def _initialise_worker(cores: Sequence[int], environment: Mapping[str, str]) -> 
     os._exit(1)
 
   threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _available_gpus() -> list[str]:
-  """Returns the identifiers of the GPUs that JAX would use."""
-  platforms = os.environ.get('JAX_PLATFORMS', 'cuda')
-  if not importlib.util.find_spec('jax_cuda12_plugin') or 'cuda' not in platforms:
-    return []
-  if 'CUDA_VISIBLE_DEVICES' in os.environ:
-    return [gpu for gpu in os.environ['CUDA_VISIBLE_DEVICES'].split(',') if gpu]
-  if not shutil.which('nvidia-smi'):
-    return []
-  listing = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True)
-  return [str(index) for index, _ in enumerate(listing.stdout.splitlines())]
 
 
 class RayEngine:

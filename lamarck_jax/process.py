@@ -2,7 +2,7 @@
 
 from ml_collections import config_dict
 
-from lamarck_jax import allocator, compilation_cache, devices
+from lamarck_jax import allocator, compilation_cache, datasets, devices
 from lamarck_jax import config as config_lib
 
 
@@ -19,14 +19,18 @@ def prepare(config: config_dict.ConfigDict, xla_cache_dir: str | None) -> None:
     UserError: If the configuration is impossible.
   """
   config_lib.validate(config)
-  allocator.keep_freed_memory(_largest_block(config))
-  devices.use_cores(config.batch_size, config.dataset.image_size)
+  image_size = config.dataset.image_size or datasets.IMAGE_SIZES.get(
+    config.dataset.name
+  )
+  allocator.keep_freed_memory(_largest_block(config, image_size))
+  devices.use_cores(config.batch_size, image_size)
   compilation_cache.enable(xla_cache_dir)
 
 
-def _largest_block(config: config_dict.ConfigDict) -> int | None:
+def _largest_block(
+  config: config_dict.ConfigDict, image_size: int | None
+) -> int | None:
   """Returns the bytes of the largest activations, or None if the size is not known."""
-  size = config.dataset.image_size
-  if size is None:
+  if image_size is None:
     return None
-  return 4 * config.batch_size * size**2 * max(config.search_space.filters)
+  return 4 * config.batch_size * image_size**2 * max(config.search_space.filters)

@@ -427,13 +427,15 @@ def read_environment(path: str | os.PathLike[str]) -> dict[str, Any]:
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
   """Returns the configuration of a run directory, as JSON has it.
 
+  Fields that were added since it was made have the values that it had without them.
+
   Args:
     path: The directory.
 
   Raises:
     UserError: If there is none of a known format version.
   """
-  return _read_config(pathlib.Path(path))[1]
+  return {**config_lib.ADDED_FIELDS, **_read_config(pathlib.Path(path))[1]}
 
 
 def _read_config(path: pathlib.Path) -> tuple[int, dict[str, Any]]:

@@ -15,6 +15,7 @@ import jax
 from ml_collections import config_dict
 
 from lamarck_jax import (
+  allocator,
   completion,
   datasets,
   environment,
@@ -379,6 +380,7 @@ def _evaluate(
   directory.keep_weights(state.needed)
   progress.evaluated(event, child, examples / stopwatch.seconds.get('train', math.inf))
 
+  allocator.release_freed_memory()  # What compilers left behind, above all.
   candidates = {**living, evaluation: variables}
   return state, {number: candidates[number] for number in state.living}, event
 

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 import numpy as np
 import optax
 
-from lamarck_jax import allocator, datasets, devices, model
+from lamarck_jax import datasets, devices, model
 from lamarck_jax.datasets import Dataset
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
@@ -456,7 +456,6 @@ class Trainer:
       state, loss = self.train_epoch(key, genotype, state, epoch, learning_rate)
       if on_epoch:
         on_epoch(epoch, loss)
-    allocator.release_freed_memory()  # What compilers left behind, above all.
     return state.variables
 
   def initial_state(self, genotype: Genotype, variables: Variables) -> TrainingState:

@@ -84,24 +84,47 @@ def test_a_mesh_has_equal_and_sufficient_shares(monkeypatch):
   for batch_size in (2, 32, 33, 64, 96, 512):
     sizes[batch_size] = devices.batch_mesh(batch_size, (16, 16, 3))
   assert sizes == {2: 1, 32: 2, 33: 1, 64: 4, 96: 6, 512: 16}
-  assert devices.batch_mesh(32, (8, 8, 1)) == 1
-  assert devices.batch_mesh(12, (32, 48, 1)) == 4
+  assert devices.batch_mesh(64, (8, 8, 1)) == 1
+  assert devices.batch_mesh(32, (64, 48, 1)) == 2
 
 
 @pytest.mark.parametrize(
-  ('batch_size', 'image_size', 'num_devices', 'num_threads'),
-  [(64, None, 3, '6'), (96, 16, 3, '6'), (32, 8, 1, '1')],
+  ('batch_size', 'image_size', 'gpus', 'num_devices', 'num_threads'),
+  [
+    (64, None, [], 3, '6'),
+    (96, 16, [], 3, '6'),
+    (125, 32, [], 3, '6'),  # Which three devices cannot share, but threads can.
+    (32, 8, [], 1, '1'),
+    (32, 8, ['0'], 3, '6'),
+  ],
 )
 def test_small_batches_get_a_single_thread(
-  monkeypatch, batch_size, image_size, num_devices, num_threads
+  monkeypatch, batch_size, image_size, gpus, num_devices, num_threads
 ):
   monkeypatch.setattr(devices, 'num_cores', lambda: 3)
+  monkeypatch.setattr(devices, 'available_gpus', lambda: gpus)
   monkeypatch.setenv('PJRT_NPROC', 'unset')
   updates = {'jax_num_cpu_devices': 1}
   monkeypatch.setattr(jax.config, 'update', updates.__setitem__)
   devices.use_cores(batch_size, image_size)
   assert updates == {'jax_num_cpu_devices': num_devices}
   assert os.environ['PJRT_NPROC'] == num_threads
+
+
+def test_a_process_that_has_its_devices_keeps_them():
+  program = """
+import jax
+from lamarck_jax import devices
+devices.num_cores = lambda: 3
+devices.use_cores(32, 8)
+first = jax.local_device_count()
+devices.use_cores(512, 32)
+print(first, jax.local_device_count(), devices.batch_mesh(512, (32, 32, 3)).size)
+"""
+  output = subprocess.check_output(
+    [sys.executable, '-c', program], env={**os.environ, 'JAX_PLATFORMS': 'cpu'}
+  )
+  assert output.split() == [b'1', b'1', b'1']
 
 
 def test_cores_are_those_of_this_process_and_no_more_than_pjrt_nproc():

@@ -22,8 +22,12 @@ def calls(monkeypatch):
 
 
 def test_the_size_of_images_decides_on_memory_and_cores(calls, tiny_config):
-  process.prepare(tiny_config, 'cache')  # No image size: it is not known.
+  tiny_config.dataset.name = 'npz:images.npz'  # Of a size that is not known yet.
+  process.prepare(tiny_config, 'cache')
   tiny_config.dataset.image_size = 16
+  process.prepare(tiny_config, 'cache')
+  tiny_config.dataset.image_size = None
+  tiny_config.dataset.name = 'digits'  # Of 8x8 pixels.
   process.prepare(tiny_config, 'cache')
   assert calls == [
     ('keep_freed_memory', None),
@@ -31,6 +35,9 @@ def test_the_size_of_images_decides_on_memory_and_cores(calls, tiny_config):
     ('enable', 'cache'),
     ('keep_freed_memory', 32 * 16 * 16 * 8 * 4),
     ('use_cores', 32, 16),
+    ('enable', 'cache'),
+    ('keep_freed_memory', 32 * 8 * 8 * 8 * 4),
+    ('use_cores', 32, 8),
     ('enable', 'cache'),
   ]
 

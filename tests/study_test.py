@@ -269,14 +269,14 @@ def test_a_directory_of_another_study_is_refused_before_anything_runs(
 
 def test_each_worker_has_its_own_cores_and_gpus_are_shared_out(monkeypatch):
   monkeypatch.setattr(engines.devices, 'available_cores', lambda: [0, 1, 2, 3, 4, 5])
-  monkeypatch.setattr(engines, '_available_gpus', lambda: [])
+  monkeypatch.setattr(engines.devices, 'available_gpus', lambda: [])
   shares = [cores for cores, _ in engines.LocalEngine(3)._environments]
   assert shares == [[0, 1], [2, 3], [4, 5]]
   assert engines.LocalEngine().num_workers == 6
   shares = [cores for cores, _ in engines.LocalEngine(8)._environments]
   assert all(len(cores) == 1 for cores in shares)
 
-  monkeypatch.setattr(engines, '_available_gpus', lambda: ['3', '5'])
+  monkeypatch.setattr(engines.devices, 'available_gpus', lambda: ['3', '5'])
   assert engines.LocalEngine().num_workers == 2
   environments = [env for _, env in engines.LocalEngine(4)._environments]
   devices = [env['CUDA_VISIBLE_DEVICES'] for env in environments]

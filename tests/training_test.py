@@ -176,24 +176,6 @@ def test_what_is_compiled_ahead_depends_on_the_cores_that_training_leaves(
   assert compiled == genotypes[:expected]
 
 
-def test_a_training_gives_back_what_compilers_have_left(tiny_dataset, monkeypatch):
-  calls = []
-  monkeypatch.setattr(
-    training.allocator, 'release_freed_memory', lambda: calls.append('released')
-  )
-  genotype = Genotype.parse('8c3')
-  trainer = training.Trainer(tiny_dataset, batch_size=36)
-  variables = model.init_variables(KEY, genotype, 1, 3)
-  trainer.train(
-    KEY,
-    genotype,
-    variables,
-    [1e-3] * 2,
-    on_epoch=lambda epoch, loss: calls.append(epoch),
-  )
-  assert calls == [0, 1, 'released']
-
-
 def test_an_epoch_is_a_fresh_permutation_and_drops_the_remainder(tiny_dataset):
   orders = [
     np.asarray(
