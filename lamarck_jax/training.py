@@ -91,9 +91,9 @@ class BlockPrograms(NamedTuple):
   """The compiled programs of a block.
 
   Attributes:
-    forward: (params, batch_stats, inputs) -> (outputs, batch_stats, pullback),
+    forward: (params, batch_stats, inputs) -> (outputs, batch_stats, residuals),
       in training mode.
-    backward: (pullback, gradient, params, opt_state, learning_rate) ->
+    backward: (residuals, gradient, params, opt_state, learning_rate) ->
       (gradient of the inputs or None, params, opt_state).
     infer: (params, batch_stats, inputs) -> outputs, in evaluation mode.
   """
@@ -132,6 +132,7 @@ def block_programs(
       [batch_size, height, width, channels] of the block before it.
     batch_size: Examples per batch.
   """
+  pullback_structure: Any = None
 
   def forward(params: Any, batch_stats: Any, inputs: Any) -> Any:
     def apply(params: Any, x: jax.Array) -> Any:
@@ -146,11 +147,15 @@ def block_programs(
       )
     else:
       outputs, pullback, batch_stats = jax.vjp(apply, params, inputs, has_aux=True)
-    return outputs, batch_stats, pullback
+    # JAX keeps the structures of what goes into programs, and this one holds jaxprs.
+    nonlocal pullback_structure
+    residuals, pullback_structure = jax.tree.flatten(pullback)
+    return outputs, batch_stats, residuals
 
   def backward(
-    pullback: Any, gradient: Any, params: Any, opt_state: Any, learning_rate: Any
+    residuals: Any, gradient: Any, params: Any, opt_state: Any, learning_rate: Any
   ) -> Any:
+    pullback = jax.tree.unflatten(pullback_structure, residuals)
     param_gradients, *input_gradient = pullback(gradient)
     params, opt_state = _update(param_gradients, params, opt_state, learning_rate)
     return (input_gradient or [None])[0], params, opt_state
@@ -171,14 +176,14 @@ def block_programs(
       params, batch_stats, inputs
     )
     compiled_forward = lowered.compile()
-    outputs, _, pullback = jax.tree.map(
+    outputs, _, residuals = jax.tree.map(
       _struct, lowered.out_info, compiled_forward.output_shardings
     )
     compiled_backward = (
       jax.jit(
         backward, donate_argnames='opt_state', out_shardings=(share, alike, alike)
       )
-      .lower(pullback, outputs, params, opt_state, learning_rate)
+      .lower(residuals, outputs, params, opt_state, learning_rate)
       .compile()
     )
     compiled_infer = (
@@ -512,17 +517,17 @@ class Trainer:
     rate = self._put(np.float32(learning_rate))
     step, total = self._zero_step, self._zero_loss
     for _ in range(self.steps_per_epoch):
-      x, pullbacks = self._images(order, step), []
+      x, residuals = self._images(order, step), []
       for index, block in enumerate(blocks):
-        x, stats[index], pullback = block.forward(params[index], stats[index], x)
-        pullbacks.append(pullback)
+        x, stats[index], saved = block.forward(params[index], stats[index], x)
+        residuals.append(saved)
       targets = Targets(self._labels, order, step, total)
       gradient, head_params, head_opt_state, step, total = head.train(
         head_params, x, targets, head_opt_state, rate
       )
       for index in reversed(range(len(blocks))):
         gradient, params[index], opt_states[index] = blocks[index].backward(
-          pullbacks.pop(), gradient, params[index], opt_states[index], rate
+          residuals.pop(), gradient, params[index], opt_states[index], rate
         )
 
     state = TrainingState(
