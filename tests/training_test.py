@@ -176,6 +176,34 @@ def test_what_is_compiled_ahead_depends_on_the_cores_that_training_leaves(
   assert compiled == genotypes[:expected]
 
 
+def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
+  training._quick_compiler_options.cache_clear()
+  compile_ = jax.stages.Lowered.compile
+  asked = []
+
+  def refuse(self, options=None):
+    asked.append(options)
+    return compile_(self, {'xla_no_such_option': False} if options else None)
+
+  assert training._quick_compiler_options() is not None
+  training._quick_compiler_options.cache_clear()
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', refuse)
+  assert training._quick_compiler_options() is None
+  assert len(asked) == 1 and asked[0]
+  training._quick_compiler_options.cache_clear()
+
+
+@pytest.mark.parametrize(('size', 'expected'), [(8, True), (16, False)])
+def test_blocks_of_small_batches_are_compiled_quickly(monkeypatch, size, expected):
+  images = np.zeros((32, size, size, 1), np.uint8)
+  split = datasets.Split(images, np.zeros(32, np.int32))
+  dataset = datasets.Dataset('zeros', split, split, split, ('a', 'b'))
+  calls = []
+  monkeypatch.setattr(training, '_compiled', lambda *arguments: calls.append(arguments))
+  training.Trainer(dataset, batch_size=32)._futures(Genotype.parse('8c3 8c3s2'))
+  assert [arguments[4] for arguments in calls[:2]] == [expected] * 2
+
+
 def test_an_epoch_is_a_fresh_permutation_and_drops_the_remainder(tiny_dataset):
   orders = [
     np.asarray(
