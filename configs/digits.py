@@ -2,7 +2,7 @@
 
   python run_evolution.py
 
-Takes one to two minutes on 2 CPU cores and reaches a test accuracy of about 0.99.
+Takes about a minute on 2 CPU cores and reaches a test accuracy of about 0.99.
 The search space is the paper's with smaller layers; the rest is scaled to a data
 set of 1,100 training images: completion has the paper's ten epochs at 1e-3 and five at
 each of the lower rates.
