@@ -25,16 +25,17 @@ from lamarck_jax import images as images_lib
 from lamarck_jax import own_data, tfds_preparation
 from lamarck_jax.errors import DatasetError
 
-__all__ = ['Dataset', 'DatasetError', 'Split', 'channel_statistics', 'load']
+__all__ = [
+  'IMAGE_SIZES',
+  'Dataset',
+  'DatasetError',
+  'Split',
+  'channel_statistics',
+  'load',
+]
 
-# Height and width of images whose size is known before they are read.
-IMAGE_SIZES = {
-  'digits': 8,
-  'mnist': 28,
-  'fashion_mnist': 28,
-  'cifar10': 32,
-  'cifar100': 32,
-}
+# Pixels per side of images whose size is known before they are read.
+IMAGE_SIZES = {'digits': 8, **tfds_preparation.PREPARABLE}
 _MAX_VALIDATION = 5_000  # Examples, the paper's number.
 _DIGITS_TEST = 360
 _DIGITS_VALIDATION = 300

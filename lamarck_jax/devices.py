@@ -1,4 +1,4 @@
-"""The cores of a CPU as devices that share every batch."""
+"""The cores and GPUs of a machine; cores as JAX devices that share every batch."""
 
 import functools
 import importlib.util

@@ -31,10 +31,15 @@ import numpy as np
 
 from lamarck_jax.errors import DatasetError
 
-PREPARABLE = ('mnist', 'fashion_mnist', 'cifar10', 'cifar100')
-
 _MNIST_IMAGE_SIZE = 28  # Pixels per side.
 _CIFAR_IMAGE_SIZE = 32
+# The data sets that can be prepared, with their images' pixels per side.
+PREPARABLE = {
+  'mnist': _MNIST_IMAGE_SIZE,
+  'fashion_mnist': _MNIST_IMAGE_SIZE,
+  'cifar10': _CIFAR_IMAGE_SIZE,
+  'cifar100': _CIFAR_IMAGE_SIZE,
+}
 _IDX_IMAGES_MAGIC = 0x803
 _IDX_LABELS_MAGIC = 0x801
 # Both bounds are a little above what the real archives need.

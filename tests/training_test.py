@@ -176,21 +176,27 @@ def test_what_is_compiled_ahead_depends_on_the_cores_that_training_leaves(
   assert compiled == genotypes[:expected]
 
 
-def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
+def test_this_xla_knows_options_to_compile_quickly():
   training._quick_compiler_options.cache_clear()
+  assert training._quick_compiler_options() is not None
+
+
+@pytest.mark.parametrize('num_unknown', [1, 2])
+def test_options_that_xla_does_not_know_are_left_out(monkeypatch, num_unknown):
   compile_ = jax.stages.Lowered.compile
   asked = []
 
-  def refuse(self, options=None):
+  def refuse(self, options):
     asked.append(options)
-    return compile_(self, {'xla_no_such_option': False} if options else None)
+    unknown = len(asked) <= num_unknown
+    return compile_(self, {'xla_no_such_option': False} if unknown else None)
 
-  assert training._quick_compiler_options() is not None
-  training._quick_compiler_options.cache_clear()
   monkeypatch.setattr(jax.stages.Lowered, 'compile', refuse)
-  assert training._quick_compiler_options() is None
-  assert len(asked) == 1 and asked[0]
   training._quick_compiler_options.cache_clear()
+  options = training._quick_compiler_options()
+  training._quick_compiler_options.cache_clear()
+  assert len(asked) == 2 and asked[0] != asked[1]
+  assert options == {1: asked[1], 2: None}[num_unknown]
 
 
 @pytest.mark.parametrize(('size', 'expected'), [(8, True), (16, False)])
