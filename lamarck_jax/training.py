@@ -265,7 +265,7 @@ def head_programs(
 def _quick_compiler_options() -> dict[str, str | bool] | None:
   """Returns options with which XLA compiles faster for the CPU, None if it has none."""
   candidates: list[dict[str, str | bool]] = [
-    {'xla_cpu_use_fusion_emitters': False},  # Its older code generator: up to jax 0.11.
+    {'xla_cpu_use_fusion_emitters': False},  # Its older code generator: jax 0.10.
     {'xla_backend_optimization_level': '2'},
   ]
   for options in candidates:
