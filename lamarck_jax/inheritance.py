@@ -1,6 +1,6 @@
 """What a child takes over from its parent's trained weights (Section 3.3)."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from flax import traverse_util
@@ -21,8 +21,8 @@ def inherit(
   child: Genotype,
   mode: str = 'lamarckian',
   *,
-  output_statistics: Mapping[int, net2net.Statistics] | None = None,
-  image_size: int | None = None,
+  parent_moments: Sequence[net2net.Moments] | None = None,
+  image_shape: tuple[int, int] | None = None,
   noise: float = 0.0,
 ) -> dict[str, Any]:
   """Returns a child's variables, made of its parent's where they fit.
@@ -43,15 +43,15 @@ def inherit(
       is fresh; `overlap`, in which a leaf of another shape keeps what both shapes
       have in common; `net2net`, in which the child computes what its parent does as
       far as it can, see `net2net.inherit`.
-    output_statistics: For `net2net`, see there.
-    image_size: For `net2net`, see there.
+    parent_moments: For `net2net`, see there.
+    image_shape: For `net2net`, see there.
     noise: For `net2net`, see there.
 
   Returns:
     The child's variables, with the same two collections.
 
   Raises:
-    ValueError: If the mode is unknown.
+    ValueError: If the mode is unknown, or the images' shape is needed and not given.
   """
   if mode not in MODES:
     raise ValueError(f'inheritance: got {mode!r}, want one of {MODES}')
@@ -61,8 +61,8 @@ def inherit(
       parent,
       parent_variables,
       child,
-      output_statistics=output_statistics,
-      image_size=image_size,
+      parent_moments=parent_moments,
+      image_shape=image_shape,
       noise=noise,
     )
   params = parent_variables['params']

@@ -24,6 +24,7 @@ from lamarck_jax import (
   inheritance,
   model,
   mutation,
+  net2net,
   records,
 )
 from lamarck_jax import config as config_lib
@@ -394,21 +395,17 @@ def _inherit(
   trainer: Trainer,
 ) -> Variables:
   """Returns a child's variables by the configuration's mode of inheritance."""
-  statistics = None
-  blocks = [
-    {block.lineage for block in genotype.blocks} for genotype in (parent, child)
-  ]
-  if config.inheritance == 'net2net' and blocks[0] != blocks[1]:
-    # What a new block normalises by, and what stands in for one that is gone.
-    statistics = trainer.output_statistics(parent, parent_variables)
+  moments = None
+  if config.inheritance == 'net2net':
+    moments = net2net.moments(trainer.activations(parent, parent_variables))
   return inheritance.inherit(
     key,
     parent,
     parent_variables,
     child,
     config.inheritance,
-    output_statistics=statistics,
-    image_size=trainer.image_shape[0],
+    parent_moments=moments,
+    image_shape=trainer.image_shape[:2],
     noise=config.inheritance_noise,
   )
 

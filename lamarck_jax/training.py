@@ -11,7 +11,7 @@ The data set lives on the device as uint8. A batch is gathered and standardised
 inside the first block's program, and nothing inside an epoch waits for the host.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import contextlib
 import functools
@@ -606,32 +606,30 @@ class Trainer:
       step, correct = head.infer(params[model.CLASSIFIER], x, targets, num_examples)
     return np.asarray(correct)
 
-  def output_statistics(
+  def activations(
     self, genotype: Genotype, variables: Variables
-  ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Returns mean and variance of the outputs of a network's blocks.
+  ) -> Iterator[np.ndarray]:
+    """Yields a network's activations on a batch of the training split.
 
-    They are those of one batch of the training split in evaluation mode.
+    They are those of evaluation mode.
 
     Args:
       genotype: The architecture.
       variables: Its variables.
 
-    Returns:
-      float32 [filters] each, by the block's lineage.
+    Yields:
+      The images as the network sees them, and each block's outputs,
+      float32 [batch, height, width, channels].
     """
     blocks, _ = self._programs(genotype)
     params, stats = self._put((variables['params'], variables['batch_stats']))
-    order = self._put(np.arange(self._order_length, dtype=np.int32))
-    x: Any = self._images(order, self._zero_step)
-    statistics = {}
+    order = np.resize(np.asarray(self._examples['train'], np.int32), self._order_length)
+    x: Any = self._images(self._put(order), self._zero_step)
+    yield np.asarray((x.pixels[order[: self.batch_size]] - x.mean) / x.std)
     for block, programs in zip(genotype.blocks, blocks):
       name = model.block_name(block)
       x = programs.infer(params[name], stats[name], x)
-      outputs = np.asarray(x).astype(np.float32)
-      axes = (0, 1, 2)
-      statistics[block.lineage] = outputs.mean(axes), outputs.var(axes)
-    return statistics
+      yield np.asarray(x).astype(np.float32)
 
   def _put(self, tree: Any) -> Any:
     """Puts arrays on the device, whole on each if there are several."""
