@@ -43,7 +43,7 @@ class Run:
   best: tuple[tuple[int, int, int], ...]
   test_accuracy: Mapping[int, float]
 
-  def best_fitness_at(self, epochs: int) -> float:
+  def best_fitness_at(self, epochs: float) -> float:
     """Returns the best validation accuracy after so many epochs, or NaN before any."""
     return self._at(self.best_fitness, epochs)
 
@@ -51,7 +51,7 @@ class Run:
     """Returns the best network's number of blocks after so many epochs, likewise."""
     return self._at(self.best_num_blocks, epochs)
 
-  def _at(self, values: tuple[float, ...], epochs: int) -> float:
+  def _at(self, values: tuple[float, ...], epochs: float) -> float:
     known = [value for used, value in zip(self.epochs, values) if used <= epochs]
     return known[-1] if known else float('nan')
 
@@ -79,7 +79,7 @@ class Setting:
     found = [run.test_accuracy.get(epochs) for run in self.runs]
     return [accuracy for accuracy in found if accuracy is not None]
 
-  def best_fitnesses(self, epochs: int) -> list[float]:
+  def best_fitnesses(self, epochs: float) -> list[float]:
     """Returns the runs' best validation accuracies after so many epochs."""
     return [run.best_fitness_at(epochs) for run in self.runs]
 

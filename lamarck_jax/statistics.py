@@ -102,7 +102,10 @@ def compare(study: Study) -> list[Comparison]:
   measures: dict[str, tuple[Callable[[Setting, int], list[float]], Sequence[int]]] = {
     'test accuracy': (Setting.test_accuracies, checkpoints),
     'best validation accuracy': (
-      Setting.best_fitnesses,
+      # At the end all of a run counts, an evaluation that exceeds the budget too.
+      lambda setting, epochs: setting.best_fitnesses(
+        epochs if epochs < study.budget_epochs else math.inf
+      ),
       sorted({*checkpoints, *quarters}),
     ),
   }
@@ -191,7 +194,7 @@ def data_efficiency(
   """
   grid = sorted({epochs for run in faster.runs for epochs in run.epochs})
   curves = np.array([[run.best_fitness_at(n) for n in grid] for run in faster.runs])
-  finals = np.array(other.best_fitnesses(max((*grid, study.budget_epochs))))
+  finals = np.array(other.best_fitnesses(math.inf))
   if min(len(curves), len(finals)) < 2:
     return None
 

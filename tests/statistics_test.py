@@ -112,6 +112,16 @@ def test_data_efficiency_that_is_not_reached_is_infinite(make_study):
   assert 'more than 100%' in statistics.report(study)
 
 
+def test_an_evaluation_that_exceeds_the_budget_counts_at_the_end(make_study):
+  """As it does for the best network and its test accuracy."""
+  study = make_study([(0.1, 0.1, 0.7)] * 3, [(0.1, 0.2, 0.5)] * 3, budget=10)
+  effects = {
+    (c.greater_epochs, c.other_epochs): c.effect for c in statistics.compare(study)
+  }
+  assert effects[10, 10] == 1  # 0.7 against 0.5, after 12 epochs each.
+  assert effects[7, 10] == 0  # 0.1 after 4.
+
+
 def test_the_report_names_missing_runs(study):
   report = statistics.report(study)
   assert re.search(r'Missing of baseline_1: 1: seed 2 \(not finished\)', report)
