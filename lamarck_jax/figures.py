@@ -20,7 +20,7 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import PercentFormatter
 import numpy as np
 
-from lamarck_jax import command, results, statistics
+from lamarck_jax import command, config, results, statistics
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Block, Genotype
 from lamarck_jax.results import Setting, Study
@@ -64,13 +64,15 @@ def paper_table_1() -> list[dict[str, Any]]:
 
 
 def label(setting: Setting) -> str:
-  """Returns what a legend calls a setting."""
+  """Returns what a legend calls a setting: what it does, or a name of one's own."""
   how = {
     'lamarckian': 'inheritance',
     'none': 'no inheritance',
     'overlap': 'overlap inherited',
     'net2net': 'Net2Net',
   }.get(setting.inheritance, setting.inheritance)
+  if setting.name not in config.SETTINGS:
+    how = setting.name.replace('_', ' ')
   return f'{how}, e = {setting.epochs_per_evaluation} (n = {len(setting.runs)})'
 
 

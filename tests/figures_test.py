@@ -1,3 +1,5 @@
+import dataclasses
+
 from matplotlib.figure import Figure
 import pytest
 
@@ -85,3 +87,10 @@ def test_the_papers_table_has_its_twelve_cells():
   )
   for row in rows:
     assert row['min'] < row['mean'] < row['max']
+
+
+def test_a_legend_has_names_of_ones_own_as_they_are(study):
+  setting = study.settings[0]
+  assert figures.label(setting) == 'inheritance, e = 4 (n = 3)'
+  renamed = dataclasses.replace(setting, name='lamarckian_cosine')
+  assert figures.label(renamed) == 'lamarckian cosine, e = 4 (n = 3)'
