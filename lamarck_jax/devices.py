@@ -66,9 +66,7 @@ def use_cores(batch_size: int, image_size: int | None = None) -> None:
   if small and not available_gpus():
     os.environ[_NUM_THREADS] = '1'
   elif count > 1:
-    # A device that waits for another holds a thread of the pool, which by default has
-    # one for each device: none is left for what they wait for.
-    os.environ[_NUM_THREADS] = str(2 * count)
+    os.environ[_NUM_THREADS] = str(count)
     try:
       jax.config.update('jax_num_cpu_devices', count)
     except RuntimeError:

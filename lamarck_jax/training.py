@@ -8,9 +8,11 @@ inference), built from the same Linen modules as the whole network, kept for all
 networks of the process, and chained here. A mutation compiles one or two blocks.
 
 The data set lives on the device as uint8. A batch is gathered and standardised
-inside the first block's program, and nothing inside an epoch waits for the host.
+inside the first block's program, and nothing inside an epoch waits for the host,
+which is some programs ahead.
 """
 
+import collections
 from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import contextlib
@@ -32,6 +34,11 @@ from lamarck_jax.model import Variables
 # 200 memory maps and 8 MB, and the kernel allows a process 65,530 maps. An individual
 # has some ten blocks; what is dropped comes back from the cache on disk.
 MAX_BLOCKS_IN_MEMORY = 64
+
+# So many programs may wait for the device at once. The CPU's client takes 32 for each
+# device. The next one waits in a thread of its pool, and where devices share a batch
+# one of them may then lack the thread in which the others would meet it.
+_MAX_IN_FLIGHT = 16
 
 
 class Images(NamedTuple):
@@ -367,6 +374,19 @@ def _shardings(
 # ------------------------------------------------------------------------------
 
 
+class _InFlight:
+  """The programs that the device has not ended yet, as far as the host knows."""
+
+  def __init__(self) -> None:
+    self._outputs: collections.deque[jax.Array] = collections.deque()
+
+  def add(self, outputs: Any) -> None:
+    """Counts one in by its outputs, of which a leaf is kept, and waits if need be."""
+    self._outputs.append(jax.tree.leaves(outputs)[0])
+    if len(self._outputs) > _MAX_IN_FLIGHT:
+      self._outputs.popleft().block_until_ready()
+
+
 class Trainer:
   """Trains and evaluates networks on one data set.
 
@@ -541,19 +561,23 @@ class Trainer:
     order = self._put(self._shuffle(jax.random.fold_in(key, epoch)))
     rate = self._put(np.float32(learning_rate))
     step, total = self._zero_step, self._zero_loss
+    in_flight = _InFlight()
     for _ in range(self.steps_per_epoch):
       x, residuals = self._images(order, step), []
       for index, block in enumerate(blocks):
         x, stats[index], saved = block.forward(params[index], stats[index], x)
         residuals.append(saved)
+        in_flight.add(stats[index])
       targets = Targets(self._labels, order, step, total)
       gradient, head_params, head_opt_state, step, total = head.train(
         head_params, x, targets, head_opt_state, rate
       )
+      in_flight.add(total)
       for index in reversed(range(len(blocks))):
         gradient, params[index], opt_states[index] = blocks[index].backward(
           residuals.pop(), gradient, params[index], opt_states[index], rate
         )
+        in_flight.add(params[index])
 
     state = TrainingState(
       dict(zip(names, params), **{model.CLASSIFIER: head_params}),
@@ -601,7 +625,7 @@ class Trainer:
     for _ in range(num_steps):
       x = self._images(order, step)
       for name, block in zip(names, blocks):
-        x = block.infer(params[name], stats[name], x)
+        x = block.infer(params[name], stats[name], x).block_until_ready()
       targets = Targets(self._labels, order, step, correct)
       step, correct = head.infer(params[model.CLASSIFIER], x, targets, num_examples)
     return np.asarray(correct)
