@@ -443,8 +443,7 @@ def _check_epoch(
 def _compile_ahead(state: SearchState, child: Genotype, trainer: Trainer) -> None:
   """Begins to compile what may come after a child, while it is trained.
 
-  The next child depends on this one's fitness only in whether it is accepted. Most are
-  not.
+  The next child depends on this one's fitness only in whether it is accepted.
 
   Args:
     state: The state in which the child was made.

@@ -162,7 +162,15 @@ def block_programs(
     # JAX keeps the structures of what goes into programs, and this one holds jaxprs.
     nonlocal pullback_structure
     residuals, pullback_structure = jax.tree.flatten(pullback)
-    return outputs, batch_stats, residuals
+    return (
+      outputs,
+      batch_stats,
+      [jax.lax.with_sharding_constraint(leaf, kept(leaf)) for leaf in residuals],
+    )
+
+  def kept(residual: Any) -> NamedSharding:
+    """Returns how a residual is kept: shared are activations, not parameters."""
+    return share if residual.ndim == 4 and residual.shape[0] == batch_size else alike
 
   def backward(
     residuals: Any, gradient: Any, params: Any, opt_state: Any, learning_rate: Any
@@ -184,19 +192,23 @@ def block_programs(
   params, batch_stats = _structs((shapes['params'], shapes['batch_stats']), alike)
   opt_state, learning_rate = _structs((_opt_state_shapes(params), _SCALAR), alike)
   options = _quick_compiler_options() if quickly else None
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), concurrent.futures.ThreadPoolExecutor(1) as thread:
     lowered = jax.jit(forward, out_shardings=(share, alike, None)).lower(
       params, batch_stats, inputs
     )
-    compiled_forward = lowered.compile(options)
-    outputs, _, residuals = jax.tree.map(
-      _struct, lowered.out_info, compiled_forward.output_shardings
-    )
+    compiled_forward = thread.submit(lowered.compile, options)
+    outputs, _, residuals = lowered.out_info
     compiled_backward = (
       jax.jit(
         backward, donate_argnames='opt_state', out_shardings=(share, alike, alike)
       )
-      .lower(residuals, outputs, params, opt_state, learning_rate)
+      .lower(
+        [_struct(leaf, kept(leaf)) for leaf in residuals],
+        _struct(outputs, share),
+        params,
+        opt_state,
+        learning_rate,
+      )
       .compile(options)
     )
     compiled_infer = (
@@ -204,6 +216,8 @@ def block_programs(
       .lower(params, batch_stats, inputs)
       .compile(options)
     )
+  return BlockPrograms(compiled_forward.result(), compiled_backward, compiled_infer)
+
   return BlockPrograms(compiled_forward, compiled_backward, compiled_infer)
 
 
@@ -465,19 +479,17 @@ class Trainer:
     (self._zero_loss + 1).block_until_ready()
 
   def compile_ahead(self, genotypes: Sequence[Genotype]) -> None:
-    """Begins to compile the programs of what may be trained next, and does not wait.
+    """Begins to compile what may be trained next, if training leaves cores idle.
 
-    Cores that training leaves idle compile all of it. Where it leaves none it is slowed
-    down: the likeliest alone is compiled, and on a single core nothing.
+    It does not wait. Where all cores train, the compiler would take its time from them,
+    and some of it for networks that never come.
 
     Args:
-      genotypes: The architectures, the likeliest first.
+      genotypes: The architectures.
     """
-    if _NUM_CORES == 1:
-      return
-    idle = self._share.mesh.size < _NUM_CORES
-    for genotype in genotypes if idle else genotypes[:1]:
-      self._futures(genotype)
+    if self._share.mesh.size < _NUM_CORES:
+      for genotype in genotypes:
+        self._futures(genotype)
 
   def train(
     self,
