@@ -218,8 +218,6 @@ def block_programs(
     )
   return BlockPrograms(compiled_forward.result(), compiled_backward, compiled_infer)
 
-  return BlockPrograms(compiled_forward, compiled_backward, compiled_infer)
-
 
 def head_programs(
   module: model.Classifier, inputs: jax.ShapeDtypeStruct, targets: Targets
@@ -637,6 +635,7 @@ class Trainer:
     for _ in range(num_steps):
       x = self._images(order, step)
       for name, block in zip(names, blocks):
+        # To be counted in, as in training, its outputs would have to be kept.
         x = block.infer(params[name], stats[name], x).block_until_ready()
       targets = Targets(self._labels, order, step, correct)
       step, correct = head.infer(params[model.CLASSIFIER], x, targets, num_examples)
