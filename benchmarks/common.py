@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 import json
+import os
 import pathlib
 import statistics
 from typing import Any
 
 from lamarck_jax import environment
+
+# Several processes of a benchmark share one GPU.
+os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
 NETWORKS = {
   'small': '32c3',

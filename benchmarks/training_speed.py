@@ -1,6 +1,7 @@
 """A whole training step, beside the PyTorch step that a user would write instead.
 
   python -m benchmarks.training_speed [--out=FILE] [--rounds=7]
+  python -m benchmarks.training_speed --steps_per_epoch=88 --dtype=bfloat16  # On a GPU.
 
 For three networks at 32x32x3 and batch 512: forward, backward and Adam's update of
 `lamarck_jax.training`, and of PyTorch (channels_last, all cores), in turns within one
@@ -10,7 +11,8 @@ figure is the ratio of PyTorch's time to ours, round by round: above 1, we are f
 Our programs keep freed memory (`lamarck_jax.allocator`), which PyTorch does not do by
 itself; `tuned` is PyTorch with that same setting. Where PyTorch is not installed only
 our own times are printed. GFLOP/s count three times the forward pass, and are compared
-with a float32 matrix product of 2048 x 2048.
+with a float32 matrix product of 2048 x 2048. We wait for the device once an epoch, so a
+GPU wants more than one step to an epoch.
 """
 
 import argparse
@@ -25,13 +27,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks import common
-from lamarck_jax import environment
+from lamarck_jax import devices, environment
 
 IMAGE_SHAPE = (32, 32, 3)
 NUM_CLASSES = 10
 
 
-def jax_steps(network: str, batch_size: int, dtype: str) -> Callable[[int], None]:
+def jax_steps(network: str, args: argparse.Namespace) -> Callable[[int], None]:
   """Returns a function that trains for a number of steps with this project."""
   import jax
 
@@ -39,7 +41,7 @@ def jax_steps(network: str, batch_size: int, dtype: str) -> Callable[[int], None
   from lamarck_jax.genotype import Genotype
 
   allocator.keep_freed_memory()
-  devices.use_cores(batch_size, IMAGE_SHAPE[0])
+  devices.use_cores(args.batch_size, IMAGE_SHAPE[0])
   rng = np.random.default_rng(0)
 
   def split(num_examples: int) -> datasets.Split:
@@ -47,29 +49,31 @@ def jax_steps(network: str, batch_size: int, dtype: str) -> Callable[[int], None
     labels = rng.integers(NUM_CLASSES, size=num_examples).astype(np.int32)
     return datasets.Split(images, labels)
 
-  data = split(batch_size)
+  data = split(args.batch_size * args.steps_per_epoch)
   names = tuple(map(str, range(NUM_CLASSES)))
   dataset = datasets.Dataset('random', data, split(8), split(8), names)
-  trainer = training.Trainer(dataset, batch_size=batch_size, compute_dtype=dtype)
+  trainer = training.Trainer(
+    dataset, batch_size=args.batch_size, compute_dtype=args.dtype
+  )
   genotype = Genotype.parse(common.NETWORKS[network])
   key = jax.random.key(0)
   variables = model.init_variables(key, genotype, IMAGE_SHAPE[-1], NUM_CLASSES)
   trainer.compile(genotype)
 
-  def steps(count: int) -> None:  # The data set is one batch: an epoch is a step.
-    jax.block_until_ready(trainer.train(key, genotype, variables, [1e-3] * count))
+  def steps(count: int) -> None:
+    rates = [1e-3] * (count // args.steps_per_epoch)
+    jax.block_until_ready(trainer.train(key, genotype, variables, rates))
 
   return steps
 
 
-def torch_steps(network: str, batch_size: int, dtype: str) -> Callable[[int], None]:
+def torch_steps(network: str, args: argparse.Namespace) -> Callable[[int], None]:
   """Returns a function that trains for a number of steps with PyTorch."""
   import torch
   from torch import nn
 
   from lamarck_jax.genotype import Genotype
 
-  del dtype
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   torch.set_num_threads(os.cpu_count() or 1)
   torch.manual_seed(0)
@@ -87,38 +91,40 @@ def torch_steps(network: str, batch_size: int, dtype: str) -> Callable[[int], No
   net = net.to(device, memory_format=torch.channels_last)
   optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
   height, width, channels = IMAGE_SHAPE
-  images = torch.randn(batch_size, channels, height, width, device=device)
+  num_examples = args.batch_size * args.steps_per_epoch
+  images = torch.randn(num_examples, channels, height, width, device=device)
   images = images.contiguous(memory_format=torch.channels_last)
-  labels = torch.randint(NUM_CLASSES, (batch_size,), device=device)
+  labels = torch.randint(NUM_CLASSES, (num_examples,), device=device)
+  dtype = getattr(torch, args.dtype)
+  mixed = torch.autocast(device, dtype, enabled=dtype != torch.float32)
 
   def steps(count: int) -> None:
-    for _ in range(count):
-      order = torch.randperm(batch_size, device=device)
-      optimizer.zero_grad(set_to_none=True)
-      loss = nn.functional.cross_entropy(net(images[order]), labels[order])
-      loss.backward()
-      optimizer.step()
+    for _ in range(count // args.steps_per_epoch):
+      for batch in torch.randperm(num_examples, device=device).split(args.batch_size):
+        optimizer.zero_grad(set_to_none=True)
+        with mixed:
+          loss = nn.functional.cross_entropy(net(images[batch]), labels[batch])
+        loss.backward()
+        optimizer.step()
     loss.item()
 
   return steps
 
 
-def tuned_torch_steps(
-  network: str, batch_size: int, dtype: str
-) -> Callable[[int], None]:
+def tuned_torch_steps(network: str, args: argparse.Namespace) -> Callable[[int], None]:
   """Returns the same with freed memory kept, as our own programs keep it."""
   from lamarck_jax import allocator
 
   allocator.keep_freed_memory()
-  return torch_steps(network, batch_size, dtype)
+  return torch_steps(network, args)
 
 
-def matmul_steps(network: str, batch_size: int, dtype: str) -> Callable[[int], None]:
+def matmul_steps(network: str, args: argparse.Namespace) -> Callable[[int], None]:
   """Returns a function that makes a number of 2048 x 2048 products with JAX."""
   import jax
   import jax.numpy as jnp
 
-  del network, batch_size, dtype
+  del network, args
   matrix = jnp.ones((2048, 2048), jnp.float32)
   product = jax.jit(lambda a, b: a @ b).lower(matrix, matrix).compile()
 
@@ -142,17 +148,18 @@ WORKERS = {
 class Worker:
   """A process that times steps when it is asked to."""
 
-  def __init__(self, name: str, network: str, batch_size: int, dtype: str):
+  def __init__(self, name: str, network: str, args: argparse.Namespace):
     """Starts the process and waits until it has compiled and warmed up."""
     arguments = [f'--worker={name}', f'--network={network}']
-    arguments += [f'--batch_size={batch_size}', f'--dtype={dtype}']
+    arguments += [f'--batch_size={args.batch_size}', f'--dtype={args.dtype}']
+    arguments += [f'--steps_per_epoch={args.steps_per_epoch}']
     self._process = subprocess.Popen(
       [sys.executable, '-m', 'benchmarks.training_speed', *arguments],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
     )
-    self.seconds(2)
+    self.seconds(2 * args.steps_per_epoch)
 
   def seconds(self, count: int) -> float:
     """Returns the mean duration of some steps, in seconds."""
@@ -182,8 +189,10 @@ def measure(network: str, names: list[str], args: argparse.Namespace) -> dict[st
   genotype = Genotype.parse(common.NETWORKS[network])
   example = flops.network_flops(genotype, IMAGE_SHAPE, NUM_CLASSES)
   step_flops = 3 * example * args.batch_size
-  workers = {name: Worker(name, network, args.batch_size, args.dtype) for name in names}
-  count = max(1, round(1.5 / workers['jax'].seconds(2)))
+  workers = {name: Worker(name, network, args) for name in names}
+  epoch = args.steps_per_epoch
+  passes = args.round_seconds / (epoch * workers['jax'].seconds(2 * epoch))
+  count = epoch * max(1, round(passes))
   seconds: dict[str, list[float]] = {name: [] for name in names}
   for _ in range(args.rounds):
     for name, worker in workers.items():
@@ -214,18 +223,22 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--out', help='JSON file for the figures')
   parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument('--round_seconds', type=float, default=1.5)
   parser.add_argument('--batch_size', type=int, default=512)
+  parser.add_argument('--steps_per_epoch', type=int, default=1)
   parser.add_argument('--dtype', default='float32', help='float32 or bfloat16')
   parser.add_argument('--network', help='only this one')
   parser.add_argument('--worker', choices=WORKERS, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.worker:
-    serve(WORKERS[args.worker](args.network, args.batch_size, args.dtype))
+    serve(WORKERS[args.worker](args.network, args))
     return
 
   names = list(WORKERS)
   if 'torch' not in environment.versions():
     names = ['jax', 'matmul']
+  elif devices.available_gpus():
+    names.remove('tuned')
   results = {}
   for network in [args.network] if args.network else common.NETWORKS:
     results[network] = measure(network, names, args)
@@ -249,7 +262,13 @@ def main() -> None:
     ]
     for network, result in results.items()
   ]
-  common.write_json(args.out, {'batch_size': args.batch_size, 'networks': results})
+  common.write_json(
+    args.out,
+    {
+      **{key: getattr(args, key) for key in ('batch_size', 'steps_per_epoch', 'dtype')},
+      'networks': results,
+    },
+  )
   header = ['network', 'ours, ms', 'PyTorch / ours (min-max)', 'tuned PyTorch / ours']
   common.print_table([*header, 'GFLOP/s', 'share of matmul', 'n'], rows)
 

@@ -19,6 +19,7 @@ _MIN_EXAMPLES = 16
 _MIN_PIXELS = 4096
 # Sets the size of XLA's pool of threads, in each process.
 _NUM_THREADS = 'PJRT_NPROC'
+_CUDA_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
 
 
 def available_cores() -> list[int]:
@@ -30,8 +31,9 @@ def available_cores() -> list[int]:
 
 def available_gpus() -> list[str]:
   """Returns the identifiers of the GPUs that JAX would use."""
-  platforms = os.environ.get('JAX_PLATFORMS', 'cuda')
-  if not importlib.util.find_spec('jax_cuda12_plugin') or 'cuda' not in platforms:
+  if 'cuda' not in os.environ.get('JAX_PLATFORMS', 'cuda'):
+    return []
+  if not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
     return []
   if 'CUDA_VISIBLE_DEVICES' in os.environ:
     return [gpu for gpu in os.environ['CUDA_VISIBLE_DEVICES'].split(',') if gpu]
