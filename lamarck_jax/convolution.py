@@ -3,8 +3,8 @@
 On the CPU, XLA's own float32 convolution reaches a third of a matrix product's rate in
 the forward direction and a twentieth in its kernel gradient. Here a convolution is a
 loop over a few images at a time: gather the patches under the kernel into a buffer
-that stays in the cache, then multiply. Large 3x3 and 5x5 layers of stride 1 take
-Winograd's form instead (`lamarck_jax.winograd`). Elsewhere, and for anything but a
+that stays in the cache, then multiply. Large 3x3 and 5x5 layers take Winograd's form
+instead (`lamarck_jax.winograd`). Elsewhere, and for anything but a
 plain NHWC float32 convolution, `jax.lax.conv_general_dilated` does the work.
 """
 
@@ -30,9 +30,11 @@ _CHUNK_BYTES = 4 * 2**20
 # Below this many input channels the patches of the input are the smaller ones.
 _FEW_CHANNELS = 16
 # Winograd's form is for layers with at least so many channels and filters (by the size
-# of the kernel), rows and columns, multiplications a batch: smaller ones gain less than
-# they take to compile.
-_WINOGRAD_MIN_CHANNELS = {3: 16, 5: 8}
+# of the kernel and the stride), rows and columns, multiplications a batch: smaller ones
+# gain less than they take to compile. Behind a stride there are four times as many
+# channels, and with too many the transforms take longer than they save.
+_WINOGRAD_MIN_CHANNELS = {(3, 1): 16, (5, 1): 8, (5, 2): 8}
+_WINOGRAD_MAX_STRIDED_CHANNELS = 128
 _WINOGRAD_MIN_SIZE = 4
 _WINOGRAD_MIN_MULTIPLICATIONS = 10**7
 # Bytes of one chunk's values before and after the products.
@@ -569,14 +571,14 @@ def _forward(
   """Returns the convolution of a chunk, and the number of images in a chunk."""
   size = _output_size(strides, pads, x, kernel)
   if _suits_winograd(strides, x, kernel, size):
-    values = winograd.transform_kernel(kernel)
+    phases = winograd.Phases(strides[0], pads, kernel.shape[0], size)
+    values = winograd.transform_kernel(phases.kernel(kernel))
 
     def winograd_convolve(x: jax.Array) -> jax.Array:
-      image = winograd.transform_image(x, kernel.shape[0], pads, size)
-      products = winograd.product(image, values)
-      return winograd.output(products, x.shape[0], size)
+      image = winograd.transform_image(phases.images(x), phases.window)
+      return winograd.output(winograd.product(image, values), x.shape[0], size)
 
-    return winograd_convolve, _winograd_images(size, kernel)
+    return winograd_convolve, _winograd_images(phases, kernel)
   return (
     lambda x: _chunk_conv(strides, pads, x, kernel),
     _images_per_chunk(math.prod(size) * math.prod(kernel.shape[:3]), _CHUNK_BYTES),
@@ -588,22 +590,28 @@ def _backward(
 ) -> _Backward:
   """Returns how both gradients of a chunk are computed."""
   if _suits_winograd(strides, x, kernel, size):
-    # A convolution's transpose is one with the kernel turned around.
-    window = kernel.shape[0]
-    values = winograd.transform_kernel(_turned(kernel))
-    dy_pads = [(window - 1 - low, window - 1 - high) for low, high in pads]
+    phases = winograd.Phases(strides[0], pads, kernel.shape[0], size)
+    points = winograd.num_points(phases.window)
+    values = winograd.transform_kernel(phases.kernel(kernel).swapaxes(2, 3))
 
     def gradients(x: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-      image = winograd.transform_image(dy, window, dy_pads, x.shape[1:3])
-      dx = winograd.output(winograd.product(image, values), x.shape[0], x.shape[1:3])
-      tiles = winograd.transform_tiles(x, window)
-      return dx, winograd.transposed_product(image, tiles)
+      image = winograd.transform_image(phases.images(x), phases.window)
+      gradient = winograd.transform_gradient(dy, phases.window)
+      dimage = winograd.image_gradient(
+        winograd.product(gradient, values), x.shape[0], winograd.num_tiles(size)
+      )
+      (dx,) = jax.linear_transpose(phases.images, x)(dimage)
+      return dx, winograd.transposed_product(image, gradient)
+
+    def kernel_gradient(products: jax.Array) -> jax.Array:
+      dk = winograd.kernel_gradient(products)
+      return jax.linear_transpose(phases.kernel, kernel)(dk)[0]
 
     return _Backward(
       gradients,
-      (winograd.num_points(window) ** 2, kernel.shape[3], kernel.shape[2]),
-      lambda products: _turned(winograd.kernel_gradient(products)),
-      _winograd_images(x.shape[1:3], kernel),
+      (points**2, values.shape[2], values.shape[1]),
+      kernel_gradient,
+      _winograd_images(phases, kernel),
     )
   row = math.prod(size) * math.prod(kernel.shape[:2]) * kernel.shape[3]
   return _Backward(
@@ -614,28 +622,27 @@ def _backward(
   )
 
 
-def _turned(kernel: jax.Array) -> jax.Array:
-  """A kernel turned by 180 degrees, with channels and filters exchanged."""
-  return kernel[::-1, ::-1].swapaxes(2, 3)
-
-
 def _suits_winograd(
   strides: Strides, x: jax.Array, kernel: jax.Array, size: Sequence[int]
 ) -> bool:
+  height, width, channels, filters = kernel.shape
+  least = _WINOGRAD_MIN_CHANNELS.get((height, strides[0]))
   return (
-    strides == (1, 1)
-    and kernel.shape[0] == kernel.shape[1]
-    and kernel.shape[0] in _WINOGRAD_MIN_CHANNELS
-    and min(kernel.shape[2:]) >= _WINOGRAD_MIN_CHANNELS[kernel.shape[0]]
+    height == width
+    and strides[0] == strides[1]
+    and least is not None
+    and min(channels, filters) >= least
+    and (strides[0] == 1 or channels <= _WINOGRAD_MAX_STRIDED_CHANNELS)
     and min(size) >= _WINOGRAD_MIN_SIZE
     and x.shape[0] * math.prod(size) * kernel.size >= _WINOGRAD_MIN_MULTIPLICATIONS
   )
 
 
-def _winograd_images(size: Sequence[int], kernel: jax.Array) -> int:
-  tiles = math.prod(winograd.num_tiles(size))
-  points = winograd.num_points(kernel.shape[0])
-  values = points**2 * tiles * sum(kernel.shape[2:])
+def _winograd_images(phases: winograd.Phases, kernel: jax.Array) -> int:
+  tiles = math.prod(winograd.num_tiles(phases.size))
+  points = winograd.num_points(phases.window)
+  channels = phases.stride**2 * kernel.shape[2]
+  values = points**2 * tiles * (channels + kernel.shape[3])
   return _images_per_chunk(values, _WINOGRAD_CHUNK_BYTES)
 
 

@@ -133,7 +133,6 @@ def block_programs(
   module: model.ConvBlock,
   inputs: Images | jax.ShapeDtypeStruct,
   batch_size: int,
-  quickly: bool = False,
 ) -> BlockPrograms:
   """Compiles the programs of a block.
 
@@ -142,7 +141,6 @@ def block_programs(
     inputs: Shapes, dtypes and shardings of what it gets: `Images`, or the activations
       [batch_size, height, width, channels] of the block before it.
     batch_size: Examples per batch.
-    quickly: Whether they do so little that compiling should be quick above all.
   """
   pullback_structure: Any = None
 
@@ -191,7 +189,8 @@ def block_programs(
   shapes = model.block_shapes(module, _num_channels(inputs))
   params, batch_stats = _structs((shapes['params'], shapes['batch_stats']), alike)
   opt_state, learning_rate = _structs((_opt_state_shapes(params), _SCALAR), alike)
-  options = _quick_compiler_options() if quickly else None
+  is_cpu = mesh.devices.flat[0].platform == 'cpu'
+  options = _quick_compiler_options() if is_cpu else None
   with jax.set_mesh(mesh), concurrent.futures.ThreadPoolExecutor(1) as thread:
     lowered = jax.jit(forward, out_shardings=(share, alike, None)).lower(
       params, batch_stats, inputs
@@ -440,9 +439,6 @@ class Trainer:
       start += len(split.labels)
 
     mesh = devices.batch_mesh(batch_size, self.image_shape)
-    height, width, _ = self.image_shape
-    is_cpu = mesh.devices.flat[0].platform == 'cpu'
-    self._quickly = is_cpu and devices.max_shards(batch_size, height * width) == 1
     self._share = NamedSharding(mesh, PartitionSpec(devices.BATCH))
     self._alike = NamedSharding(mesh, PartitionSpec())
     mean, std = datasets.channel_statistics(dataset.train.images)
@@ -700,9 +696,7 @@ class Trainer:
         dtype=self._dtype,
         conv_general_dilated=jax.lax.conv_general_dilated,
       )
-      futures.append(
-        _compiled(block_programs, module, inputs, self.batch_size, self._quickly)
-      )
+      futures.append(_compiled(block_programs, module, inputs, self.batch_size))
       height, width = -(-height // block.stride), -(-width // block.stride)
       shape = (self.batch_size, height, width, block.filters)
       inputs = jax.ShapeDtypeStruct(shape, self._dtype, sharding=self._share)

@@ -1,4 +1,4 @@
-"""Winograd's minimal filtering: a convolution of stride 1 with fewer multiplications.
+"""Winograd's minimal filtering: a convolution with fewer multiplications.
 
 The output is computed in tiles of 4x4. A tile and the part of the image under it,
 (r + 3) x (r + 3) for a kernel of r x r, are two short polynomials; their values at
@@ -9,6 +9,11 @@ r + 3 points are multiplied, instead of their coefficients (Lavin and Gray, 2016
 
 With many channels the products at each point are one matrix product. A 3x3 kernel
 needs 2.25 multiplications per pixel instead of 9, a 5x5 kernel 4 instead of 25.
+
+All of this is for a stride of 1. With a stride of 2 an output sees every second pixel
+through every second weight, from each of four phases; with the phases as channels it is
+a convolution of stride 1 and half the kernel's size (`Phases`). A 5x5 kernel then needs
+9 multiplications instead of 25.
 
 Tiles are at the front in all transformed arrays: (points^2, images * tiles, channels).
 
@@ -71,6 +76,54 @@ TRANSFORMS = {
 }
 
 
+class Phases(NamedTuple):
+  """A convolution, as one of stride 1 whose channels are the phases of the stride.
+
+  Attributes:
+    stride: Stride along height and width.
+    pads: (low, high) rows and columns of zeros, of the convolution.
+    kernel_size: Of the convolution.
+    size: Height and width of its output.
+  """
+
+  stride: int
+  pads: Sequence[tuple[int, int]]
+  kernel_size: int
+  size: Sequence[int]
+
+  @property
+  def window(self) -> int:
+    """The size of the kernel of stride 1, r."""
+    return -(-self.kernel_size // self.stride)
+
+  def images(self, x: jax.Array) -> jax.Array:
+    """Returns the images of stride 1, with zeros around as far as full tiles reach.
+
+    Args:
+      x: Images, (n, height, width, c).
+
+    Returns:
+      (n, 4 rows + r - 1, 4 columns + r - 1, stride^2 c), of so many tiles.
+    """
+    pads = []
+    for (low, _), length, count in zip(self.pads, x.shape[1:3], num_tiles(self.size)):
+      padded = self.stride * (TILE * count + self.window - 1)
+      pads.append((low, padded - low - length, 0))
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
+    return lax.optimization_barrier(jax.vmap(self._as_channels)(x))
+
+  def kernel(self, kernel: jax.Array) -> jax.Array:
+    """Returns the kernel of stride 1, (r, r, stride^2 c, f)."""
+    missing = (0, self.stride * self.window - self.kernel_size)
+    kernel = jnp.pad(kernel, (missing, missing, (0, 0), (0, 0)))
+    return jax.vmap(self._as_channels, -1, -1)(kernel)
+
+  def _as_channels(self, x: jax.Array) -> jax.Array:
+    height, width = (length // self.stride for length in x.shape[:2])
+    x = x.reshape(height, self.stride, width, self.stride, -1)
+    return x.swapaxes(1, 2).reshape(height, width, -1)
+
+
 def num_tiles(size: Sequence[int]) -> tuple[int, int]:
   """Returns the number of tiles along height and width of an output of that size."""
   return -(-size[0] // TILE), -(-size[1] // TILE)
@@ -87,64 +140,90 @@ def transform_kernel(kernel: jax.Array) -> jax.Array:
   return values.reshape(-1, *kernel.shape[2:])
 
 
-def transform_image(
-  x: jax.Array,
-  kernel_size: int,
-  pads: Sequence[tuple[int, int]],
-  size: Sequence[int],
-) -> jax.Array:
-  """Returns the values at the points of what is under each tile.
+def transform_image(x: jax.Array, kernel_size: int) -> jax.Array:
+  """Returns the values at the points of what is under each tile, B^T x B.
 
   Args:
-    x: Images, (n, height, width, c).
+    x: Images, (n, 4 rows + r - 1, 4 columns + r - 1, c), of so many tiles.
     kernel_size: r.
-    pads: (low, high) rows and columns of zeros.
-    size: Height and width of the convolution's output.
 
   Returns:
     (points^2, n * tiles, c).
   """
-  channels = x.shape[-1]
   matrix = TRANSFORMS[kernel_size].image
   points = len(matrix)
-  tiles = num_tiles(size)
-  # More rows and columns of zeros where the last tile is not full.
-  x = _padded(
-    x,
-    [
-      (low, high + TILE * count - length)
-      for (low, high), count, length in zip(pads, tiles, size)
-    ],
-  )
-  height, width = (TILE * (count - 1) + 1 for count in tiles)
+  height, width = (length - points + 1 for length in x.shape[1:3])
   rows = jnp.stack(
     _combine(matrix, [x[:, i : i + height : TILE] for i in range(points)])
   )
   rows = lax.optimization_barrier(rows)
   columns = [rows[:, :, :, j : j + width : TILE] for j in range(points)]
   values = jnp.stack(_combine(matrix, columns), axis=1)
-  return values.reshape(points**2, -1, channels)
+  return values.reshape(points**2, -1, x.shape[-1])
 
 
-def transform_tiles(x: jax.Array, kernel_size: int) -> jax.Array:
-  """Returns the values of an image's own tiles at the points, A x A^T.
+def image_gradient(values: jax.Array, n: int, tiles: Sequence[int]) -> jax.Array:
+  """Returns the gradient of images from that of their values at the points.
+
+  The adjoint of `transform_image`: what tiles have in common is added up.
 
   Args:
-    x: Images, (n, height, width, c).
+    values: (points^2, n * tiles, c).
+    n: Number of images.
+    tiles: Number of tiles along height and width.
+
+  Returns:
+    (n, 4 rows + r - 1, 4 columns + r - 1, c), of so many tiles.
+  """
+  points, channels = math.isqrt(values.shape[0]), values.shape[-1]
+  overlap = points - TILE
+  matrix = TRANSFORMS[overlap + 1].image.T
+
+  def lines(arrays: Any, axis: int) -> jax.Array:
+    """The lines of tiles and of what is below the last ones, those of a tile first."""
+    pieces = _combine(matrix, arrays)
+    zeros = [(0, 0)] * pieces[0].ndim
+
+    def moved(piece: jax.Array, by: int) -> jax.Array:
+      return jnp.pad(piece, [*zeros[:axis], (by, 1 - by), *zeros[axis + 1 :]])
+
+    return jnp.stack(
+      [
+        moved(pieces[i], 0) + moved(pieces[i + TILE], 1)
+        if i < overlap
+        else moved(pieces[i], 0)
+        for i in range(TILE)
+      ]
+    )
+
+  values = values.reshape(points, points, n, *tiles, channels)
+  rows = lax.optimization_barrier(lines(values, 2))
+  pixels = lines(rows.swapaxes(0, 1), 3)
+  pixels = pixels.transpose(2, 3, 1, 4, 0, 5)
+  pixels = pixels.reshape(n, *(TILE * (count + 1) for count in tiles), channels)
+  return pixels[:, : TILE * tiles[0] + overlap, : TILE * tiles[1] + overlap]
+
+
+def transform_gradient(dy: jax.Array, kernel_size: int) -> jax.Array:
+  """Returns the values at the points of an output's gradient, A y A^T.
+
+  Args:
+    dy: Gradient of the output, (n, height, width, f).
     kernel_size: r.
 
   Returns:
-    (points^2, n * tiles, c).
+    (points^2, n * tiles, f).
   """
   matrix = TRANSFORMS[kernel_size].output
-  tiles = num_tiles(x.shape[1:3])
-  x = _padded(x, [(0, TILE * tiles[a] - x.shape[1 + a]) for a in (0, 1)])
+  tiles = num_tiles(dy.shape[1:3])
+  missing = [(0, TILE * tiles[a] - dy.shape[1 + a]) for a in (0, 1)]
+  dy = lax.optimization_barrier(jnp.pad(dy, ((0, 0), *missing, (0, 0))))
   rows = lax.optimization_barrier(
-    jnp.stack(_combine(matrix, [x[:, i::TILE] for i in range(TILE)]))
+    jnp.stack(_combine(matrix, [dy[:, i::TILE] for i in range(TILE)]))
   )
   columns = [rows[:, :, :, j::TILE] for j in range(TILE)]
   values = jnp.stack(_combine(matrix, columns), axis=1)
-  return values.reshape(len(matrix) ** 2, -1, x.shape[-1])
+  return values.reshape(len(matrix) ** 2, -1, dy.shape[-1])
 
 
 def output(products: jax.Array, n: int, size: Sequence[int]) -> jax.Array:
@@ -191,11 +270,6 @@ def product(image: jax.Array, kernel: jax.Array) -> jax.Array:
 def transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
   """(points^2, tiles, c) by (points^2, tiles, f) to (points^2, c, f)."""
   return lax.dot_general(a, b, (((1,), (1,)), ((0,), (0,))))
-
-
-def _padded(x: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
-  """Returns images (n, height, width, c) with zeros around, in their own buffer."""
-  return lax.optimization_barrier(jnp.pad(x, ((0, 0), *pads, (0, 0))))
 
 
 def _combine(matrix: np.ndarray, arrays: Any) -> list[jax.Array]:

@@ -199,15 +199,14 @@ def test_options_that_xla_does_not_know_are_left_out(monkeypatch, num_unknown):
   assert options == {1: asked[1], 2: None}[num_unknown]
 
 
-@pytest.mark.parametrize(('size', 'expected'), [(8, True), (16, False)])
-def test_blocks_of_small_batches_are_compiled_quickly(monkeypatch, size, expected):
-  images = np.zeros((32, size, size, 1), np.uint8)
-  split = datasets.Split(images, np.zeros(32, np.int32))
-  dataset = datasets.Dataset('zeros', split, split, split, ('a', 'b'))
-  calls = []
-  monkeypatch.setattr(training, '_compiled', lambda *arguments: calls.append(arguments))
-  training.Trainer(dataset, batch_size=32)._futures(Genotype.parse('8c3 8c3s2'))
-  assert [arguments[4] for arguments in calls[:2]] == [expected] * 2
+def test_blocks_are_compiled_with_them_for_the_cpu(tiny_dataset, monkeypatch):
+  monkeypatch.setattr(
+    training, '_quick_compiler_options', lambda: {'xla_no_such_option': False}
+  )
+  trainer = training.Trainer(tiny_dataset, batch_size=18)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='xla_no_such_option'):
+    trainer.compile(Genotype.parse('4c3'))
+  training._compiled.cache_clear()
 
 
 def test_an_epoch_is_a_fresh_permutation_and_drops_the_remainder(tiny_dataset):

@@ -29,27 +29,29 @@ def everywhere(monkeypatch):
     return product(*arrays)
 
   monkeypatch.setattr(convolution, '_WINOGRAD_MIN_MULTIPLICATIONS', 0)
-  monkeypatch.setattr(convolution, '_WINOGRAD_MIN_CHANNELS', {3: 8, 5: 8})
+  monkeypatch.setattr(
+    convolution, '_WINOGRAD_MIN_CHANNELS', {(3, 1): 8, (5, 1): 8, (5, 2): 8}
+  )
   monkeypatch.setattr(convolution, '_WINOGRAD_MIN_SIZE', 1)
   monkeypatch.setattr(winograd, 'product', counted)
   return uses
 
 
-@pytest.mark.parametrize('kernel_size', [3, 5])
+@pytest.mark.parametrize(('kernel_size', 'stride'), [(3, 1), (5, 1), (5, 2)])
 @pytest.mark.parametrize(
   ('images', 'height', 'width', 'channels', 'filters'),
   [(3, 8, 8, 8, 8), (2, 7, 9, 17, 8), (1, 6, 5, 9, 20), (2, 1, 2, 8, 8)],
 )
 def test_convolution_and_its_gradients_match_float64(
-  everywhere, images, height, width, channels, filters, kernel_size
+  everywhere, images, height, width, channels, filters, kernel_size, stride
 ):
-  case = (images, height, width, channels, kernel_size, 1, filters)
+  case = (images, height, width, channels, kernel_size, stride, filters)
   x, kernel, dy = convolution_test._arrays(*case)
   actual = convolution_test._conv_and_gradients(
-    convolution.conv_general_dilated, x, kernel, dy, 1
+    convolution.conv_general_dilated, x, kernel, dy, stride
   )
   assert len(everywhere) == 2  # Forward, and the gradient of the image.
-  desired = convolution_test._float64_conv_and_gradients(x, kernel, dy, 1)
+  desired = convolution_test._float64_conv_and_gradients(x, kernel, dy, stride)
   # Of the largest value; tiles of a 5x5 kernel round more.
   tolerance = {3: 5e-6, 5: 1e-5}[kernel_size]
   convolution_test._assert_close(actual, desired, tolerance)
@@ -93,6 +95,9 @@ def test_rounding_is_that_of_a_direct_sum_at_the_widest_layers(everywhere):
     (64, 64, 16, 5, 1, True),
     (64, 64, 16, 1, 1, False),
     (64, 64, 16, 3, 2, False),
+    (64, 32, 16, 5, 2, True),
+    (192, 256, 16, 5, 2, False),
+    (16, 16, 8, 5, 2, False),
     (3, 64, 32, 5, 1, False),
     (16, 16, 8, 3, 1, False),
     (16, 16, 8, 5, 1, True),
