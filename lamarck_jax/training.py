@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import contextlib
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -628,11 +629,14 @@ class Trainer:
     order = np.resize(np.asarray(examples, np.int32), self._order_length)
     order, num_examples = self._put((order, np.int32(len(examples))))
     step, correct = self._zero_step, self._zero_correct
+    # Activations are not kept as `_InFlight` would. Half, since heads come on top.
+    waits = itertools.cycle([False] * (_MAX_IN_FLIGHT // 2 - 1) + [True])
     for _ in range(num_steps):
       x = self._images(order, step)
       for name, block in zip(names, blocks):
-        # To be counted in, as in training, its outputs would have to be kept.
-        x = block.infer(params[name], stats[name], x).block_until_ready()
+        x = block.infer(params[name], stats[name], x)
+        if next(waits):
+          x.block_until_ready()
       targets = Targets(self._labels, order, step, correct)
       step, correct = head.infer(params[model.CLASSIFIER], x, targets, num_examples)
     return np.asarray(correct)
