@@ -4,7 +4,7 @@
 
 A line of children is drawn by the project's own mutations, every one accepted, at
 CIFAR's shape and the paper's search space. For each child the programs of a training
-step and of inference are compiled, nothing is trained:
+step and of inference are compiled, with the same options, nothing is trained:
   whole    one jitted step and one jitted inference of the whole network, as usual
   block    `training.Trainer.compile`: cold; warm in the process (the same children
            again); and warm from disk (the same children in a new process)
@@ -66,8 +66,10 @@ def compile_whole(line: list[Any]) -> list[float]:
   import jax.numpy as jnp
   import optax
 
-  from lamarck_jax import model
+  from lamarck_jax import model, training
 
+  on_cpu = jax.default_backend() == 'cpu'
+  options = training.quick_compiler_options() if on_cpu else None
   optimizer = optax.adam(1e-3)
   images = jax.ShapeDtypeStruct((BATCH_SIZE, *IMAGE_SHAPE), jnp.float32)
   labels = jax.ShapeDtypeStruct((BATCH_SIZE,), jnp.int32)
@@ -94,8 +96,8 @@ def compile_whole(line: list[Any]) -> list[float]:
 
     opt_state = jax.eval_shape(optimizer.init, shapes['params'])
     start = time.perf_counter()
-    jax.jit(step).lower(shapes, opt_state, images, labels).compile()
-    jax.jit(network.apply).lower(shapes, images).compile()
+    jax.jit(step).lower(shapes, opt_state, images, labels).compile(options)
+    jax.jit(network.apply).lower(shapes, images).compile(options)
     seconds.append(time.perf_counter() - start)
   return seconds
 

@@ -3,8 +3,8 @@
 On the CPU, XLA's own float32 convolution reaches a third of a matrix product's rate in
 the forward direction and a twentieth in its kernel gradient. Here a convolution is a
 loop over a few images at a time: gather the patches under the kernel into a buffer
-that stays in the cache, then multiply. Large 3x3 and 5x5 layers take Winograd's form
-instead (`lamarck_jax.winograd`). Elsewhere, and for anything but a
+that stays in the cache, then multiply. Large layers of 5x5, and of 3x3 at stride 1,
+take Winograd's form instead (`lamarck_jax.winograd`). Elsewhere, and for anything but a
 plain NHWC float32 convolution, `jax.lax.conv_general_dilated` does the work.
 """
 
@@ -575,7 +575,7 @@ def _forward(
     values = winograd.transform_kernel(phases.kernel(kernel))
 
     def winograd_convolve(x: jax.Array) -> jax.Array:
-      image = winograd.transform_image(phases.images(x), phases.window)
+      image = winograd.transform_image(phases.images(x), phases.reduced_kernel_size)
       return winograd.output(winograd.product(image, values), x.shape[0], size)
 
     return winograd_convolve, _winograd_images(phases, kernel)
@@ -591,12 +591,11 @@ def _backward(
   """Returns how both gradients of a chunk are computed."""
   if _suits_winograd(strides, x, kernel, size):
     phases = winograd.Phases(strides[0], pads, kernel.shape[0], size)
-    points = winograd.num_points(phases.window)
     values = winograd.transform_kernel(phases.kernel(kernel).swapaxes(2, 3))
 
     def gradients(x: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-      image = winograd.transform_image(phases.images(x), phases.window)
-      gradient = winograd.transform_gradient(dy, phases.window)
+      image = winograd.transform_image(phases.images(x), phases.reduced_kernel_size)
+      gradient = winograd.transform_gradient(dy, phases.reduced_kernel_size)
       dimage = winograd.image_gradient(
         winograd.product(gradient, values), x.shape[0], winograd.num_tiles(size)
       )
@@ -609,7 +608,7 @@ def _backward(
 
     return _Backward(
       gradients,
-      (points**2, values.shape[2], values.shape[1]),
+      (values.shape[0], values.shape[2], values.shape[1]),
       kernel_gradient,
       _winograd_images(phases, kernel),
     )
@@ -640,7 +639,7 @@ def _suits_winograd(
 
 def _winograd_images(phases: winograd.Phases, kernel: jax.Array) -> int:
   tiles = math.prod(winograd.num_tiles(phases.size))
-  points = winograd.num_points(phases.window)
+  points = winograd.num_points(phases.reduced_kernel_size)
   channels = phases.stride**2 * kernel.shape[2]
   values = points**2 * tiles * (channels + kernel.shape[3])
   return _images_per_chunk(values, _WINOGRAD_CHUNK_BYTES)

@@ -31,7 +31,8 @@ def available_cores() -> list[int]:
 
 def available_gpus() -> list[str]:
   """Returns the identifiers of the GPUs that JAX would use."""
-  if 'cuda' not in os.environ.get('JAX_PLATFORMS', 'cuda'):
+  platforms = os.environ.get('JAX_PLATFORMS')
+  if platforms and not {'cuda', 'gpu'} & set(platforms.split(',')):
     return []
   if not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
     return []
@@ -64,7 +65,7 @@ def use_cores(batch_size: int, image_size: int | None = None) -> None:
     image_size: Height and width of the images, if they are known by now.
   """
   count = num_cores()
-  small = image_size is not None and max_shards(batch_size, image_size**2) == 1
+  small = image_size is not None and _max_shards(batch_size, image_size**2) == 1
   if small and not available_gpus():
     os.environ[_NUM_THREADS] = '1'
   elif count > 1:
@@ -89,12 +90,12 @@ def batch_mesh(batch_size: int, image_shape: tuple[int, ...]) -> Mesh:
   count = 1
   if devices[0].platform == 'cpu':
     height, width, _ = image_shape
-    most = min(len(devices), max_shards(batch_size, height * width))
+    most = min(len(devices), _max_shards(batch_size, height * width))
     count = max(n for n in range(1, most + 1) if batch_size % n == 0)
   return jax.make_mesh((count,), (BATCH,), (AxisType.Auto,), devices=devices[:count])
 
 
-def max_shards(batch_size: int, num_pixels: int) -> int:
+def _max_shards(batch_size: int, num_pixels: int) -> int:
   """Returns into how many sufficient shards a batch can be cut, at least 1."""
   by_pixels = batch_size * num_pixels // _MIN_PIXELS
   return max(1, min(batch_size // _MIN_EXAMPLES, by_pixels))

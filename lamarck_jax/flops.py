@@ -3,17 +3,19 @@
 As the paper's footnote counts them: those of one example through the network,
 times the number of examples seen. The figures are XLA's own cost analysis of
 the inference program with its plain convolution, for the CPU whatever device
-trains: JAX has none for GPUs before they have compiled.
+trains: JAX's client for GPUs gives none before it has compiled.
 """
 
 from collections.abc import Callable
 import functools
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lamarck_jax import model
+from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 
 
@@ -62,6 +64,16 @@ def _classifier_flops(
 
 
 def _cost(function: Callable[..., Any], *shapes: Any) -> int:
-  with jax.default_device(jax.local_devices(backend='cpu')[0]):
+  with jax.default_device(_cpu()):
     analysis: Any = jax.jit(function).lower(*shapes).cost_analysis()
   return int(analysis['flops'])
+
+
+def _cpu() -> jax.Device:
+  try:
+    return jax.local_devices(backend='cpu')[0]
+  except RuntimeError:
+    platforms = os.environ.get('JAX_PLATFORMS')
+    raise UserError(
+      f'JAX_PLATFORMS: got {platforms!r}, want cpu among them: it counts operations'
+    ) from None

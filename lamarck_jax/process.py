@@ -1,8 +1,5 @@
 """What a process is set to before it searches, and before JAX looks at the machine."""
 
-import os
-
-import jax
 from ml_collections import config_dict
 
 from lamarck_jax import allocator, compilation_cache, datasets, devices
@@ -25,17 +22,9 @@ def prepare(config: config_dict.ConfigDict, xla_cache_dir: str | None) -> None:
   image_size = config.dataset.image_size or datasets.IMAGE_SIZES.get(
     config.dataset.name
   )
-  _keep_the_cpu()
   allocator.keep_freed_memory(_largest_block(config, image_size))
   devices.use_cores(config.batch_size, image_size)
   compilation_cache.enable(xla_cache_dir)
-
-
-def _keep_the_cpu() -> None:
-  """Adds the CPU to the platforms if they are chosen: `flops` asks its client."""
-  platforms = os.environ.get('JAX_PLATFORMS')
-  if platforms and 'cpu' not in platforms.split(','):
-    jax.config.update('jax_platforms', f'{platforms},cpu')
 
 
 def _largest_block(

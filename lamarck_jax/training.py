@@ -191,7 +191,7 @@ def block_programs(
   params, batch_stats = _structs((shapes['params'], shapes['batch_stats']), alike)
   opt_state, learning_rate = _structs((_opt_state_shapes(params), _SCALAR), alike)
   is_cpu = mesh.devices.flat[0].platform == 'cpu'
-  options = _quick_compiler_options() if is_cpu else None
+  options = quick_compiler_options() if is_cpu else None
   with jax.set_mesh(mesh), concurrent.futures.ThreadPoolExecutor(1) as thread:
     lowered = jax.jit(forward, out_shardings=(share, alike, None)).lower(
       params, batch_stats, inputs
@@ -281,7 +281,7 @@ def head_programs(
 
 
 @functools.cache
-def _quick_compiler_options() -> dict[str, str | bool] | None:
+def quick_compiler_options() -> dict[str, str | bool] | None:
   """Returns options with which XLA compiles faster for the CPU, None if it has none."""
   candidates: list[dict[str, str | bool]] = [
     {'xla_cpu_use_fusion_emitters': False},  # Its older code generator: jax 0.10.
@@ -340,7 +340,7 @@ def _opt_state_shapes(params: Any) -> Any:
 
 
 def _optimizer(learning_rate: Any) -> optax.GradientTransformation:
-  # One vector for all leaves of a module: one loop to compile instead of a dozen.
+  # One vector of moments for all leaves of a module: fewer loops to compile.
   return optax.flatten(optax.adam(learning_rate))
 
 
@@ -597,6 +597,8 @@ class Trainer:
       dict(zip(names, stats)),
       dict(zip(names, opt_states), **{model.CLASSIFIER: head_opt_state}),
     )
+    # Of the next epoch as many programs may wait.
+    jax.block_until_ready(params)
     return state, float(total) / self.steps_per_epoch
 
   def accuracy(self, genotype: Genotype, variables: Variables, split: str) -> float:
@@ -635,7 +637,8 @@ class Trainer:
     order = np.resize(np.asarray(examples, np.int32), self._order_length)
     order, num_examples = self._put((order, np.int32(len(examples))))
     step, correct = self._zero_step, self._zero_correct
-    # Activations are not kept as `_InFlight` would. Half, since heads come on top.
+    # `_InFlight` would keep activations alive, so every eighth block is waited for:
+    # half of what may be in flight, since there can be a head for each block.
     waits = itertools.cycle([False] * (_MAX_IN_FLIGHT // 2 - 1) + [True])
     for _ in range(num_steps):
       x = self._images(order, step)
@@ -699,8 +702,8 @@ class Trainer:
     _, height, width, _ = inputs.pixels.shape
     futures = []
     for block in genotype.blocks:
-      # Evaluations are a hundredth of the work: in them XLA's own convolution gains
-      # more by compiling three times faster than it loses by running slower.
+      # Evaluations are some hundredths of the work: in them XLA's own convolution
+      # gains more by compiling three times faster than it loses by running slower.
       module = model.conv_block(
         block,
         dtype=self._dtype,

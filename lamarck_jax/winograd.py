@@ -11,9 +11,10 @@ With many channels the products at each point are one matrix product. A 3x3 kern
 needs 2.25 multiplications per pixel instead of 9, a 5x5 kernel 4 instead of 25.
 
 All of this is for a stride of 1. With a stride of 2 an output sees every second pixel
-through every second weight, from each of four phases; with the phases as channels it is
-a convolution of stride 1 and half the kernel's size (`Phases`). A 5x5 kernel then needs
-9 multiplications instead of 25.
+through every second weight, from each of four phases. With the phases as channels
+(space-to-depth, the polyphase decomposition of filter banks) it is a convolution of
+stride 1 and half the kernel's size, rounded up (`Phases`). A 5x5 kernel then needs 9
+multiplications instead of 25.
 
 Tiles are at the front in all transformed arrays: (points^2, images * tiles, channels).
 
@@ -77,7 +78,7 @@ TRANSFORMS = {
 
 
 class Phases(NamedTuple):
-  """A convolution, as one of stride 1 whose channels are the phases of the stride.
+  """A convolution as one of stride 1, whose channels are the phases of the stride.
 
   Attributes:
     stride: Stride along height and width.
@@ -92,8 +93,8 @@ class Phases(NamedTuple):
   size: Sequence[int]
 
   @property
-  def window(self) -> int:
-    """The size of the kernel of stride 1, r."""
+  def reduced_kernel_size(self) -> int:
+    """Height and width of the kernel of stride 1, r."""
     return -(-self.kernel_size // self.stride)
 
   def images(self, x: jax.Array) -> jax.Array:
@@ -103,18 +104,18 @@ class Phases(NamedTuple):
       x: Images, (n, height, width, c).
 
     Returns:
-      (n, 4 rows + r - 1, 4 columns + r - 1, stride^2 c), of so many tiles.
+      (n, 4 rows + r - 1, 4 columns + r - 1, stride^2 c), for rows x columns tiles.
     """
     pads = []
     for (low, _), length, count in zip(self.pads, x.shape[1:3], num_tiles(self.size)):
-      padded = self.stride * (TILE * count + self.window - 1)
+      padded = self.stride * (TILE * count + self.reduced_kernel_size - 1)
       pads.append((low, padded - low - length, 0))
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
     return lax.optimization_barrier(jax.vmap(self._as_channels)(x))
 
   def kernel(self, kernel: jax.Array) -> jax.Array:
     """Returns the kernel of stride 1, (r, r, stride^2 c, f)."""
-    missing = (0, self.stride * self.window - self.kernel_size)
+    missing = (0, self.stride * self.reduced_kernel_size - self.kernel_size)
     kernel = jnp.pad(kernel, (missing, missing, (0, 0), (0, 0)))
     return jax.vmap(self._as_channels, -1, -1)(kernel)
 
@@ -144,7 +145,7 @@ def transform_image(x: jax.Array, kernel_size: int) -> jax.Array:
   """Returns the values at the points of what is under each tile, B^T x B.
 
   Args:
-    x: Images, (n, 4 rows + r - 1, 4 columns + r - 1, c), of so many tiles.
+    x: Images, (n, 4 rows + r - 1, 4 columns + r - 1, c), for rows x columns tiles.
     kernel_size: r.
 
   Returns:
@@ -173,14 +174,17 @@ def image_gradient(values: jax.Array, n: int, tiles: Sequence[int]) -> jax.Array
     tiles: Number of tiles along height and width.
 
   Returns:
-    (n, 4 rows + r - 1, 4 columns + r - 1, c), of so many tiles.
+    (n, 4 rows + r - 1, 4 columns + r - 1, c), for rows x columns tiles.
   """
   points, channels = math.isqrt(values.shape[0]), values.shape[-1]
   overlap = points - TILE
   matrix = TRANSFORMS[overlap + 1].image.T
 
   def lines(arrays: Any, axis: int) -> jax.Array:
-    """The lines of tiles and of what is below the last ones, those of a tile first."""
+    """Returns (4, ...), the lines of each tile and of one more along an axis.
+
+    What a tile shares with the one before is added up.
+    """
     pieces = _combine(matrix, arrays)
     zeros = [(0, 0)] * pieces[0].ndim
 

@@ -89,7 +89,7 @@ trainer = training.Trainer(dataset, batch_size=64)
 genotype = Genotype.parse('8c1s2' + 40 * ' 8c1')
 variables = model.init_variables(jax.random.key(0), genotype, 1, 2)
 for _ in range(3):
-  trainer.train(jax.random.key(0), genotype, variables, [1e-3])
+  trainer.train(jax.random.key(0), genotype, variables, [1e-3] * 3)
   assert trainer.accuracy(genotype, variables, 'train') == 1
 print(devices.batch_mesh(64, (16, 16, 1)).size)
 """
@@ -142,6 +142,37 @@ def test_small_batches_get_a_single_thread(
   devices.use_cores(batch_size, image_size)
   assert updates == {'jax_num_cpu_devices': num_devices}
   assert os.environ['PJRT_NPROC'] == num_threads
+
+
+@pytest.mark.parametrize(
+  ('plugins', 'environment', 'expected'),
+  [
+    ([], {'CUDA_VISIBLE_DEVICES': '3,5'}, []),
+    (['jax_cuda12_plugin'], {'CUDA_VISIBLE_DEVICES': '3,5'}, ['3', '5']),
+    (['jax_cuda13_plugin'], {'CUDA_VISIBLE_DEVICES': '3,5'}, ['3', '5']),
+    (['jax_cuda13_plugin'], {'CUDA_VISIBLE_DEVICES': ''}, []),
+    (['jax_cuda12_plugin'], {}, ['0', '1']),
+    (['jax_cuda12_plugin'], {'JAX_PLATFORMS': ''}, ['0', '1']),
+    (['jax_cuda12_plugin'], {'JAX_PLATFORMS': 'gpu,cpu'}, ['0', '1']),
+    (['jax_cuda12_plugin'], {'JAX_PLATFORMS': 'cpu'}, []),
+  ],
+)
+def test_gpus_are_those_that_jax_would_use(monkeypatch, plugins, environment, expected):
+  for name in ('CUDA_VISIBLE_DEVICES', 'JAX_PLATFORMS'):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setattr(
+    devices.importlib.util, 'find_spec', lambda name: name in plugins or None
+  )
+  monkeypatch.setattr(devices.shutil, 'which', lambda name: name)
+  listing = 'GPU 0: NVIDIA H200 (UUID: GPU-1)\nGPU 1: NVIDIA H200 (UUID: GPU-2)\n'
+  monkeypatch.setattr(
+    devices.subprocess,
+    'run',
+    lambda *args, **kwargs: subprocess.CompletedProcess(args, 0, listing),
+  )
+  assert devices.available_gpus() == expected
 
 
 def test_a_process_that_has_its_devices_keeps_them():

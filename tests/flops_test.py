@@ -9,7 +9,7 @@ from jax import lax
 import jax.numpy as jnp
 import pytest
 
-from lamarck_jax import flops, model
+from lamarck_jax import errors, flops, model
 from lamarck_jax.genotype import Block, Genotype
 
 
@@ -122,3 +122,13 @@ def test_lineages_do_not_change_the_cost():
 
 def test_the_figure_is_a_plain_integer():
   assert type(_flops('4c3', (8, 8, 1))) is int
+
+
+def test_without_the_cpu_there_is_a_clear_line(monkeypatch):
+  def no_cpu(backend):
+    raise RuntimeError(f'Unknown backend {backend}')
+
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  monkeypatch.setattr(jax, 'local_devices', no_cpu)
+  with pytest.raises(errors.UserError, match="JAX_PLATFORMS: got 'cuda', want cpu"):
+    _flops('3c3', (7, 11, 13))

@@ -1,6 +1,5 @@
 """Tests of `process`: what a search sets before JAX looks at the machine."""
 
-import jax
 import pytest
 
 from lamarck_jax import allocator, compilation_cache, devices, process
@@ -50,17 +49,3 @@ def test_an_impossible_configuration_is_refused_before_anything_is_set(
   with pytest.raises(UserError, match='filters'):
     process.prepare(tiny_config, None)
   assert calls == []
-
-
-@pytest.mark.parametrize(
-  ('chosen', 'expected'),
-  [('', None), ('cpu', None), ('cuda,cpu', None), ('cuda', 'cuda,cpu')],
-)
-def test_operations_are_counted_by_the_cpu_beside_whatever_trains(
-  calls, tiny_config, monkeypatch, chosen, expected
-):
-  updates = {}
-  monkeypatch.setenv('JAX_PLATFORMS', chosen)
-  monkeypatch.setattr(jax.config, 'update', updates.__setitem__)
-  process.prepare(tiny_config, 'cache')
-  assert updates.get('jax_platforms') == expected

@@ -2,6 +2,8 @@
 
 import functools
 
+import jax
+from jax import lax
 import numpy as np
 import pytest
 
@@ -57,24 +59,28 @@ def test_convolution_and_its_gradients_match_float64(
   convolution_test._assert_close(actual, desired, tolerance)
 
 
+@pytest.mark.parametrize(('size', 'kernel_size', 'stride'), [(6, 3, 1), (12, 5, 2)])
 @pytest.mark.parametrize('images', [1, 4, 7])
 def test_chunks_that_do_not_divide_the_batch_change_nothing(
-  everywhere, monkeypatch, images
+  everywhere, monkeypatch, images, size, kernel_size, stride
 ):
-  x, kernel, dy = convolution_test._arrays(images, 6, 6, 8, 3, 1, filters=8)
+  x, kernel, dy = convolution_test._arrays(
+    images, size, size, 8, kernel_size, stride, filters=8
+  )
   gradients = functools.partial(
     convolution_test._conv_and_gradients,
     convolution.conv_general_dilated,
     x,
     kernel,
     dy,
-    1,
+    stride,
   )
   # Room for two images, so that there is a loop, and a rest if their number is odd.
-  monkeypatch.setattr(convolution, '_WINOGRAD_CHUNK_BYTES', 4 * 2 * 36 * 4 * 16)
+  values = 36 * 4 * (8 * stride**2 + 8)
+  monkeypatch.setattr(convolution, '_WINOGRAD_CHUNK_BYTES', 4 * 2 * values)
   actual = gradients()
   assert everywhere[0][0].shape[1] == 4 * min(images, 2)
-  desired = convolution_test._float64_conv_and_gradients(x, kernel, dy, 1)
+  desired = convolution_test._float64_conv_and_gradients(x, kernel, dy, stride)
   convolution_test._assert_close(actual, desired, tolerance=5e-6)
 
 
@@ -96,7 +102,9 @@ def test_rounding_is_that_of_a_direct_sum_at_the_widest_layers(everywhere):
     (64, 64, 16, 1, 1, False),
     (64, 64, 16, 3, 2, False),
     (64, 32, 16, 5, 2, True),
-    (192, 256, 16, 5, 2, False),
+    (64, 4, 16, 5, 2, False),
+    (128, 256, 16, 5, 2, True),
+    (129, 256, 16, 5, 2, False),
     (16, 16, 8, 5, 2, False),
     (3, 64, 32, 5, 1, False),
     (16, 16, 8, 3, 1, False),
@@ -111,3 +119,26 @@ def test_it_is_used_where_it_gains(channels, filters, size, kernel_size, stride,
   kernel = np.zeros((kernel_size, kernel_size, channels, filters), np.float32)
   sizes = (-(-size // stride),) * 2
   assert convolution._suits_winograd((stride,) * 2, x, kernel, sizes) is used
+
+
+@pytest.mark.parametrize('padding', ['VALID', ((0, 3), (2, 1))])
+@pytest.mark.parametrize(('kernel_size', 'stride'), [(3, 1), (5, 1), (5, 2)])
+@pytest.mark.parametrize('size', [12, 13])
+def test_other_padding_means_what_it_means_in_lax(
+  everywhere, padding, kernel_size, stride, size
+):
+  x, kernel, _ = convolution_test._arrays(2, size, size, 8, kernel_size, 1, filters=8)
+
+  def gradients(conv):
+    def output(x, kernel):
+      numbers = ('NHWC', 'HWIO', 'NHWC')
+      return conv(x, kernel, (stride,) * 2, padding, dimension_numbers=numbers)
+
+    y, pullback = jax.vjp(output, x, kernel)
+    return y, *pullback(y)
+
+  actual = gradients(convolution.conv_general_dilated)
+  assert len(everywhere) == 2
+  desired = gradients(lax.conv_general_dilated)
+  for ours, theirs in zip(actual, desired):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
