@@ -31,10 +31,10 @@ from lamarck_jax.datasets import Dataset
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 
-# The programs of this many blocks stay in memory. On CPU a block's three have about
-# 200 memory maps and 8 MB, and the kernel allows a process 65,530 maps. An individual
-# has some ten blocks; what is dropped comes back from the cache on disk.
-MAX_BLOCKS_IN_MEMORY = 64
+# The programs of this many blocks stay in memory. On CPU a block's three have some 120
+# memory maps and 3 MB, and the kernel allows a process 65,530 maps. An individual has
+# some ten blocks; what is dropped comes back from the cache on disk.
+MAX_BLOCKS_IN_MEMORY = 32
 
 # So many programs may wait for the device at once. The CPU's client takes 32 for each
 # device. The next one waits in a thread of its pool, and where devices share a batch
