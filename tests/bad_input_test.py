@@ -5,6 +5,7 @@ for each input, so that a hundred of them take seconds.
 """
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -193,6 +194,8 @@ def outcomes(tmp_path_factory):
     [sys.executable, '-c', _DRIVER],
     input=json.dumps(programs),
     cwd=ROOT,
+    # Python would keep the bytecode of a configuration beside it.
+    env={**os.environ, 'PYTHONDONTWRITEBYTECODE': '1'},
     capture_output=True,
     text=True,
     timeout=400,
