@@ -68,8 +68,7 @@ def compile_whole(line: list[Any]) -> list[float]:
 
   from lamarck_jax import model, training
 
-  on_cpu = jax.default_backend() == 'cpu'
-  options = training.quick_compiler_options() if on_cpu else None
+  options = training.quick_compiler_options(jax.default_backend())
   optimizer = optax.adam(1e-3)
   images = jax.ShapeDtypeStruct((BATCH_SIZE, *IMAGE_SHAPE), jnp.float32)
   labels = jax.ShapeDtypeStruct((BATCH_SIZE,), jnp.int32)

@@ -190,8 +190,7 @@ def block_programs(
   shapes = model.block_shapes(module, _num_channels(inputs))
   params, batch_stats = _structs((shapes['params'], shapes['batch_stats']), alike)
   opt_state, learning_rate = _structs((_opt_state_shapes(params), _SCALAR), alike)
-  is_cpu = mesh.devices.flat[0].platform == 'cpu'
-  options = quick_compiler_options() if is_cpu else None
+  options = quick_compiler_options(mesh.devices.flat[0].platform)
   with jax.set_mesh(mesh), concurrent.futures.ThreadPoolExecutor(1) as thread:
     lowered = jax.jit(forward, out_shardings=(share, alike, None)).lower(
       params, batch_stats, inputs
@@ -281,8 +280,14 @@ def head_programs(
 
 
 @functools.cache
-def quick_compiler_options() -> dict[str, str | bool] | None:
-  """Returns options with which XLA compiles faster for the CPU, None if it has none."""
+def quick_compiler_options(platform: str) -> dict[str, str | bool] | None:
+  """Returns options with which XLA compiles faster; None if it has none.
+
+  Args:
+    platform: JAX's name of the platform; all but `cpu` have none.
+  """
+  if platform != 'cpu':
+    return None
   candidates: list[dict[str, str | bool]] = [
     {'xla_cpu_use_fusion_emitters': False},  # Its older code generator: jax 0.10.
     {'xla_backend_optimization_level': '2'},
@@ -597,7 +602,7 @@ class Trainer:
       dict(zip(names, stats)),
       dict(zip(names, opt_states), **{model.CLASSIFIER: head_opt_state}),
     )
-    # Of the next epoch as many programs may wait.
+    # The next epoch counts the programs in flight from none.
     jax.block_until_ready(params)
     return state, float(total) / self.steps_per_epoch
 

@@ -188,7 +188,11 @@ def forgotten():
 
 
 def test_this_xla_knows_options_to_compile_quickly(forgotten):
-  assert training.quick_compiler_options() is not None
+  assert training.quick_compiler_options('cpu') is not None
+
+
+def test_only_the_cpu_has_options_to_compile_quickly(forgotten):
+  assert training.quick_compiler_options('gpu') is None
 
 
 @pytest.mark.parametrize('num_unknown', [1, 2])
@@ -204,7 +208,7 @@ def test_options_that_xla_does_not_know_are_left_out(
     return compile_(self, {'xla_no_such_option': False} if unknown else None)
 
   monkeypatch.setattr(jax.stages.Lowered, 'compile', refuse)
-  options = training.quick_compiler_options()
+  options = training.quick_compiler_options('cpu')
   assert len(asked) == 2 and asked[0] != asked[1]
   assert options == {1: asked[1], 2: None}[num_unknown]
 
@@ -220,7 +224,7 @@ def test_blocks_on_the_cpu_are_compiled_with_the_quick_options(
     asked.append(options)
     return compile_(self, options)
 
-  expected = training.quick_compiler_options()
+  expected = training.quick_compiler_options('cpu')
   monkeypatch.setattr(jax.stages.Lowered, 'compile', record)
   training.Trainer(tiny_dataset, batch_size=18).compile(Genotype.parse('4c3'))
   assert sorted(map(str, asked)) == sorted(map(str, [expected] * 3 + [None] * 2))
