@@ -307,11 +307,13 @@ def _find_builder(name: str, data_dir: str | None) -> tuple[Any, bool]:
 
   known = ', '.join(('digits', *tfds_preparation.PREPARABLE, 'folder:DIR', 'npz:FILE'))
   try:
+    path = None if data_dir is None else os.path.expanduser(data_dir)
     with _quiet_absl():
-      builder = tfds.builder(
-        name, data_dir=None if data_dir is None else os.path.expanduser(data_dir)
-      )
-      return builder, builder.is_prepared()
+      builder = tfds.builder(name, data_dir=path)
+      if not builder.is_prepared():
+        return builder, False
+      # It may be so only since the builder looked; another one has read it for certain.
+      return tfds.builder(name, data_dir=path), True
   except (ValueError, AssertionError, ImportError, OSError) as error:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     raise DatasetError(

@@ -571,6 +571,24 @@ print(hashlib.sha256(loaded.train.images.tobytes()).hexdigest())
   assert len(list((place.data_dir / 'mnist').iterdir())) == 1
 
 
+def test_data_prepared_by_another_process_while_this_one_looks_are_found(
+  place: _Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  _, archives = _archives('mnist')
+  place.put('mnist', archives)
+  make_builder = tfds.builder
+
+  def late(*args: Any, **kwargs: Any) -> Any:
+    monkeypatch.setattr(tfds, 'builder', make_builder)
+    builder = make_builder(*args, **kwargs)
+    place.load('mnist')  # As another process would, after the builder has looked.
+    return builder
+
+  monkeypatch.setattr(tfds, 'builder', late)
+  loaded = place.load('mnist')
+  np.testing.assert_array_equal(loaded.train.images, place.load('mnist').train.images)
+
+
 # ------------------------------------------------------------------------------
 # Bad archives, with checksums that fit them
 # ------------------------------------------------------------------------------
