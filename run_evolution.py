@@ -16,8 +16,8 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from lamarck_jax import command, signals
 from lamarck_jax.errors import UserError
+from lamarck_jax.runtime import command_line, signals
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -33,15 +33,19 @@ _WORKDIR = flags.DEFINE_string(
 _TENSORBOARD_DIR = flags.DEFINE_string(
   'tensorboard_dir', None, "Folder for TensorBoard's scalars; none by default."
 )
-_XLA_CACHE_DIR = flags.DEFINE_string('xla_cache_dir', None, command.XLA_CACHE_DIR_HELP)
+_XLA_CACHE_DIR = flags.DEFINE_string(
+  'xla_cache_dir', None, command_line.XLA_CACHE_DIR_HELP
+)
 
 
 def _default_workdir() -> str:
-  from lamarck_jax import own_data  # Imports NumPy, which --help needs not wait for.
+  from lamarck_jax.data import (
+    own_images,  # Imports NumPy, which --help needs not wait for.
+  )
 
   config = _CONFIG.value
   name = config_flags.get_config_filename(flags.FLAGS['config'])
-  if config.dataset.name.startswith(own_data.PREFIXES):
+  if config.dataset.name.startswith(own_images.PREFIXES):
     name = os.path.abspath(config.dataset.name.partition(':')[2])
   name = pathlib.Path(name).stem
   return os.path.join('runs', f'{name}-{config.setting}-seed{config.seed}')
@@ -49,7 +53,9 @@ def _default_workdir() -> str:
 
 def _print_result(result: dict, workdir: str) -> None:
   """Prints the outcome of a search for a person to read."""
-  from lamarck_jax import records  # Imports JAX, which --help needs not wait for.
+  from lamarck_jax.run_directory import (
+    records,  # Imports JAX, which --help needs not wait for.
+  )
 
   best = result['best']
   print(f'\nbest network        {records.genotype_from_json(best)}')
@@ -72,7 +78,9 @@ def main(argv: list[str]) -> None:
     raise UserError(f'arguments: got {argv[1]!r}, want flags alone')
   config, workdir = _CONFIG.value, _WORKDIR.value or _default_workdir()
   # These import JAX, which --help needs not wait for.
-  from lamarck_jax import process, report, search, tensorboard
+  from lamarck_jax import search
+  from lamarck_jax.report import html_page, tensorboard
+  from lamarck_jax.runtime import process
 
   try:
     signals.install()
@@ -85,10 +93,10 @@ def main(argv: list[str]) -> None:
     signals.say_stopped(f'stopped; the same command again goes on from {workdir}')
     sys.exit(stopped.status)
   _print_result(result, workdir)
-  if path := report.write_if_possible(workdir):
+  if path := html_page.write_if_possible(workdir):
     print(f'report              {path}')
 
 
 if __name__ == '__main__':
   configs = pathlib.Path(__file__).parent / 'configs'
-  command.run(main, default_config=str(configs / 'digits.py'))
+  command_line.run(main, default_config=str(configs / 'digits.py'))

@@ -7,7 +7,7 @@ import pathlib
 import statistics
 from typing import Any
 
-from lamarck_jax import environment
+from lamarck_jax.runtime import environment
 
 # Several processes of a benchmark share one GPU.
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')

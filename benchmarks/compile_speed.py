@@ -44,7 +44,8 @@ def children(count: int) -> list[Any]:
 
 def compile_blocks(line: list[Any]) -> list[float]:
   """Returns the seconds to compile each child's blocks."""
-  from lamarck_jax import datasets, training
+  from lamarck_jax import training
+  from lamarck_jax.data import datasets
 
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (BATCH_SIZE, *IMAGE_SHAPE)).astype(np.uint8)
@@ -103,7 +104,7 @@ def compile_whole(line: list[Any]) -> list[float]:
 
 def work(mode: str, count: int, cache: str) -> None:
   """Compiles in this process and prints the seconds of each child as JSON."""
-  from lamarck_jax import compilation_cache
+  from lamarck_jax.runtime import compilation_cache
 
   compilation_cache.enable(cache)
   line = children(count)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from lamarck_jax import convolution
+from lamarck_jax.xla import convolution
 
 # (height and width, channels, filters, kernel size, stride)
 LAYERS = [

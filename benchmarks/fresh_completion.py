@@ -20,7 +20,10 @@ from ml_collections import config_dict
 import numpy as np
 
 from benchmarks import common
-from lamarck_jax import completion, datasets, model, process, records, search
+from lamarck_jax import completion, model, search
+from lamarck_jax.data import datasets
+from lamarck_jax.run_directory import records
+from lamarck_jax.runtime import process
 from lamarck_jax.training import Trainer
 
 _SPLITS = ('train', 'validation', 'test')

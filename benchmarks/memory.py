@@ -18,15 +18,10 @@ import jax
 import numpy as np
 
 from benchmarks import common
-from lamarck_jax import (
-  allocator,
-  compilation_cache,
-  datasets,
-  inheritance,
-  model,
-  mutation,
-)
 from lamarck_jax import genotype as genotype_lib
+from lamarck_jax import inheritance, model, mutation
+from lamarck_jax.data import datasets
+from lamarck_jax.runtime import allocator, compilation_cache
 from lamarck_jax.training import Trainer
 
 

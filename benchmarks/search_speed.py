@@ -27,7 +27,7 @@ import time
 from typing import Any
 
 from benchmarks import common
-from lamarck_jax import environment
+from lamarck_jax.runtime import environment
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _SEEDS = {'cold': 0, 'warm': 0, 'second': 1}

@@ -12,7 +12,9 @@ import signal
 from absl import app, flags
 from ml_collections import config_flags
 
-from lamarck_jax import process, report, search
+from lamarck_jax import search
+from lamarck_jax.report import html_page
+from lamarck_jax.runtime import process
 
 _CONFIG = config_flags.DEFINE_config_file('config')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.', required=True)
@@ -28,7 +30,7 @@ def main(argv: list[str]) -> None:
     _WORKDIR.value,
     on_event=lambda event: os.kill(os.getpid(), signal.SIGSTOP),
   )
-  report.write_if_possible(_WORKDIR.value)
+  html_page.write_if_possible(_WORKDIR.value)
 
 
 if __name__ == '__main__':

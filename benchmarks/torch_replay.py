@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from lamarck_jax import datasets, records, search
+from lamarck_jax import search
+from lamarck_jax.data import datasets
 from lamarck_jax.genotype import Genotype
+from lamarck_jax.run_directory import records
 
 
 def build(genotype: Genotype, channels: int, num_classes: int) -> nn.Sequential:

@@ -8,7 +8,7 @@ For three networks at 32x32x3 and batch 512: forward, backward and Adam's update
 run. Each has a process of its own that stays alive, so that neither one's threads or
 memory disturb the other. A round times several steps of each and takes their mean. The
 figure is the ratio of PyTorch's time to ours, round by round: above 1, we are faster.
-Our programs keep freed memory (`lamarck_jax.allocator`), which PyTorch does not do by
+Our programs keep freed memory (`runtime.allocator`), which PyTorch does not do by
 itself; `tuned` is PyTorch with that same setting. Where PyTorch is not installed only
 our own times are printed. GFLOP/s count three times the forward pass, and are compared
 with a matrix product of 2048 x 2048 in JAX's default precision, float32 on a CPU and
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import common
-from lamarck_jax import devices, environment
+from lamarck_jax.runtime import devices, environment
 
 IMAGE_SHAPE = (32, 32, 3)
 NUM_CLASSES = 10
@@ -38,8 +38,10 @@ def jax_steps(network: str, args: argparse.Namespace) -> Callable[[int], None]:
   """Returns a function that trains for a number of steps with this project."""
   import jax
 
-  from lamarck_jax import allocator, datasets, model, training
+  from lamarck_jax import model, training
+  from lamarck_jax.data import datasets
   from lamarck_jax.genotype import Genotype
+  from lamarck_jax.runtime import allocator
 
   allocator.keep_freed_memory()
   devices.use_cores(args.batch_size, IMAGE_SHAPE[0])
@@ -114,7 +116,7 @@ def torch_steps(network: str, args: argparse.Namespace) -> Callable[[int], None]
 
 def tuned_torch_steps(network: str, args: argparse.Namespace) -> Callable[[int], None]:
   """Returns the same with freed memory kept, as our own programs keep it."""
-  from lamarck_jax import allocator
+  from lamarck_jax.runtime import allocator
 
   allocator.keep_freed_memory()
   return torch_steps(network, args)

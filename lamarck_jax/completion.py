@@ -8,11 +8,11 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
-from lamarck_jax import records
 from lamarck_jax.errors import DamagedError
 from lamarck_jax.evolution import Individual
 from lamarck_jax.model import Variables
-from lamarck_jax.progress import CompletionProgress
+from lamarck_jax.run_directory import records
+from lamarck_jax.run_directory.progress import CompletionProgress
 from lamarck_jax.training import Trainer, TrainingState
 
 # Saves on the way may take this share of the time.

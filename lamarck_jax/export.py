@@ -28,11 +28,13 @@ from ml_collections import config_dict
 import numpy as np
 import safetensors.numpy
 
-from lamarck_jax import command, datasets, model, records
-from lamarck_jax import images as images_lib
+from lamarck_jax import model
+from lamarck_jax.data import datasets, decoding
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
+from lamarck_jax.run_directory import records
+from lamarck_jax.runtime import command_line
 
 FORMAT_VERSION = 1
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -107,11 +109,11 @@ class Network:
     images = []
     for path in paths:
       try:
-        image = images_lib.decode(path, channels)
+        image = decoding.decode(path, channels)
       except Exception as error:  # Pillow's readers raise all kinds on bad files.
         raise UserError(f'images: {path}: cannot be read: {error}') from error
       if image.shape != self.image_shape and height == width:
-        image = images_lib.resize(image, height)
+        image = decoding.resize(image, height)
       if image.shape != self.image_shape:
         raise UserError(
           f'images: {path} has {image.shape[1]}x{image.shape[0]} pixels, want'
@@ -397,4 +399,4 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == '__main__':
   flags.DEFINE_string('out', None, 'Folder for the network.')
   flags.DEFINE_bool('onnx', False, 'Write it as ONNX too; needs jax2onnx.')
-  command.run(main)
+  command_line.run(main)

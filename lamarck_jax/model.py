@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamarck_jax import convolution
 from lamarck_jax import genotype as genotype_lib
 from lamarck_jax.genotype import Block, Genotype
+from lamarck_jax.xla import convolution
 
 Variables = Mapping[str, Any]
 

@@ -15,24 +15,23 @@ import jax
 from ml_collections import config_dict
 
 from lamarck_jax import (
-  allocator,
   completion,
-  datasets,
-  environment,
   evolution,
   flops,
   inheritance,
   model,
   mutation,
   net2net,
-  records,
 )
 from lamarck_jax import config as config_lib
+from lamarck_jax.data import datasets
 from lamarck_jax.errors import DamagedError, UserError
 from lamarck_jax.evolution import EvolutionState, Individual
 from lamarck_jax.genotype import Genotype, SearchSpace
 from lamarck_jax.model import Variables
-from lamarck_jax.progress import Progress, print_dataset
+from lamarck_jax.run_directory import records
+from lamarck_jax.run_directory.progress import Progress, print_dataset
+from lamarck_jax.runtime import allocator, environment
 from lamarck_jax.training import Trainer
 
 Event = dict[str, Any]

@@ -26,10 +26,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 import numpy as np
 import optax
 
-from lamarck_jax import datasets, devices, model
-from lamarck_jax.datasets import Dataset
+from lamarck_jax import model
+from lamarck_jax.data import datasets
+from lamarck_jax.data.datasets import Dataset
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
+from lamarck_jax.runtime import devices
 
 # The programs of this many blocks stay in memory. On CPU a block's three have some 120
 # memory maps and 3 MB, and the kernel allows a process 65,530 maps. An individual has

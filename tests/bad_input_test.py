@@ -21,7 +21,8 @@ STORED = ROOT / 'tests' / 'testdata' / 'run_format_2'
 _DRIVER = """
 import json, os, runpy, sys
 import jax, matplotlib.figure, scipy.stats, tensorflow_datasets
-from lamarck_jax import datasets, search
+from lamarck_jax.data import datasets
+from lamarck_jax import search
 for arguments, log in json.load(sys.stdin):
   child = os.fork()
   if not child:
@@ -136,10 +137,10 @@ _CASES += [
       ('--config.batch_size=0', 'config.batch_size'),
     ]
   ),
-  ('lamarck_jax.statistics', [], 'arguments'),
-  ('lamarck_jax.statistics', ['DIR/nowhere'], 'DIR/nowhere'),
-  ('lamarck_jax.figures', ['DIR/other_files'], 'DIR/other_files'),
-  ('lamarck_jax.figures', ['DIR/no_json'], 'DIR/no_json'),
+  ('lamarck_jax.study.analysis', [], 'arguments'),
+  ('lamarck_jax.study.analysis', ['DIR/nowhere'], 'DIR/nowhere'),
+  ('lamarck_jax.study.figures', ['DIR/other_files'], 'DIR/other_files'),
+  ('lamarck_jax.study.figures', ['DIR/no_json'], 'DIR/no_json'),
 ]
 
 

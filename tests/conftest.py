@@ -4,7 +4,10 @@ from ml_collections import config_dict
 import numpy as np
 import pytest
 
-from lamarck_jax import compilation_cache, config, datasets, results
+from lamarck_jax import config
+from lamarck_jax.data import datasets
+from lamarck_jax.runtime import compilation_cache
+from lamarck_jax.study import results
 
 
 @pytest.fixture(scope='session', autouse=True)

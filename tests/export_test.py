@@ -10,8 +10,10 @@ from PIL import Image
 import pytest
 
 import lamarck_jax
-from lamarck_jax import datasets, export, images, records, search
+from lamarck_jax import export, search
+from lamarck_jax.data import datasets, decoding
 from lamarck_jax.errors import UserError
+from lamarck_jax.run_directory import records
 from tests import conftest
 
 # Without this project: what it exports must stand alone.
@@ -159,7 +161,7 @@ def test_image_files_become_what_the_network_takes(finished, tmp_path):
   Image.fromarray(pixels[..., 0]).save(tmp_path / 'large.png')
   Image.fromarray(np.repeat(pixels[:8, :8], 3, axis=-1)).save(tmp_path / 'colour.png')
   found = network.read_images([tmp_path / 'large.png', str(tmp_path / 'colour.png')])
-  np.testing.assert_array_equal(found, [images.resize(pixels, 8), pixels[:8, :8]])
+  np.testing.assert_array_equal(found, [decoding.resize(pixels, 8), pixels[:8, :8]])
   assert network.read_images([]).shape == (0, 8, 8, 1)
   (tmp_path / 'damaged.png').write_bytes(b'damaged')
   for name in ('damaged.png', 'missing.png'):

@@ -13,8 +13,9 @@ import time
 
 import pytest
 
-from lamarck_jax import evolution, model, records, search
+from lamarck_jax import evolution, model, search
 from lamarck_jax.errors import StorageError, UserError
+from lamarck_jax.run_directory import records
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -106,7 +107,8 @@ def test_a_search_survives_candidates_that_run_out_of_memory(tmp_path):
   program = textwrap.dedent("""
     import resource, sys
     import jax
-    from lamarck_jax import allocator, config, search
+    from lamarck_jax.runtime import allocator
+    from lamarck_jax import config, search
     allocator.keep_freed_memory()
     config = config.get_config()
     config.dataset.name = 'digits'
@@ -305,7 +307,7 @@ def test_a_signal_inside_a_long_native_call_ends_the_process_all_the_same(
   """An epoch of a large network is such a call, and may be longer than the grace."""
   program = textwrap.dedent(f"""
     import ctypes
-    from lamarck_jax import signals
+    from lamarck_jax.runtime import signals
     signals.GRACE_SECONDS = {grace}
     signals.install()
     print('ready', flush=True)

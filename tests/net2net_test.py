@@ -7,8 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from lamarck_jax import datasets, inheritance, model, mutation, net2net, training
 from lamarck_jax import genotype as genotype_lib
+from lamarck_jax import inheritance, model, mutation, net2net, training
+from lamarck_jax.data import datasets
 from lamarck_jax.genotype import Block, Genotype, SearchSpace
 
 SPACE = SearchSpace(filters=(6, 8, 12))

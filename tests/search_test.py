@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lamarck_jax import completion, datasets, evolution, records, search, training
+from lamarck_jax import completion, evolution, search, training
+from lamarck_jax.data import datasets
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
+from lamarck_jax.run_directory import records
 
 
 def read_events(workdir) -> list[dict]:

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from lamarck_jax import datasets, model, mutation, training
 from lamarck_jax import genotype as genotype_lib
+from lamarck_jax import model, mutation, training
+from lamarck_jax.data import datasets
 from lamarck_jax.genotype import Genotype, SearchSpace
 
 KEY = jax.random.key(0)

@@ -1,0 +1,258 @@
+"""What performs the runs of a study: processes of this machine, or a Ray cluster.
+
+Both take a `Task` and give a `concurrent.futures.Future`. Its result is None, or why
+the run failed; an exception means that the process died, and the run can go on.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import logging
+import multiprocessing
+import os
+import pathlib
+import signal
+import socket
+import sys
+import threading
+import traceback
+from typing import TextIO
+
+from ml_collections import config_dict
+
+from lamarck_jax.errors import UserError
+from lamarck_jax.runtime import devices
+
+# None, or why a run failed; an exception where its process died.
+Outcome = concurrent.futures.Future[str | None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+  """One run of a study.
+
+  Attributes:
+    setting: Name of its setting.
+    seed: Its seed.
+    config: Its configuration.
+    workdir: Its run directory.
+    log: File that gets what it prints.
+    xla_cache_dir: Folder of compiled programs, as `compilation_cache.enable` has it.
+  """
+
+  setting: str
+  seed: int
+  config: config_dict.ConfigDict
+  workdir: pathlib.Path
+  log: pathlib.Path
+  xla_cache_dir: str | None
+
+  @property
+  def name(self) -> str:
+    """Its directory inside the study's."""
+    return f'{self.setting}/seed{self.seed}'
+
+  @property
+  def finished(self) -> bool:
+    """Whether it has a result."""
+    return (self.workdir / 'result.json').exists()
+
+  def epochs_used(self) -> int:
+    """Returns how many epochs it has used, by its events on disk."""
+    try:
+      lines = (self.workdir / 'events.jsonl').read_bytes().split(b'\n')
+    except FileNotFoundError:
+      return 0
+    # What follows the last line break is not written yet, or empty.
+    return json.loads(lines[-2])['epochs_used'] if len(lines) > 1 else 0
+
+
+def perform(task: Task) -> str | None:
+  """Runs a search in this process, a worker's.
+
+  Args:
+    task: The run.
+
+  Returns:
+    None, or why it failed, in one line.
+  """
+  with task.log.open('a') as log, _redirected(log):
+    try:
+      from lamarck_jax import search
+      from lamarck_jax.report import html_page
+      from lamarck_jax.runtime import process
+
+      process.prepare(task.config, task.xla_cache_dir)
+      search.run(task.config, task.workdir)
+      html_page.write_if_possible(task.workdir)
+    except UserError as error:
+      return ' '.join(str(error).split())
+    except Exception as error:
+      traceback.print_exc()
+      return ' '.join(f'{type(error).__name__}: {error}'.split())
+  return None
+
+
+@contextlib.contextmanager
+def _redirected(file: TextIO) -> Iterator[None]:
+  """Sends what this process prints to a file, native libraries' output too."""
+  streams = (sys.stdout, sys.stderr)
+  saved = [os.dup(number) for number in (1, 2)]
+  try:
+    for stream, number in zip(streams, (1, 2)):
+      stream.flush()
+      os.dup2(file.fileno(), number)
+    with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+      yield
+  finally:
+    file.flush()
+    for copy, number in zip(saved, (1, 2)):
+      os.dup2(copy, number)
+      os.close(copy)
+
+
+class LocalEngine:
+  """Worker processes on this machine, each with its own cores, or with a GPU.
+
+  Attributes:
+    num_workers: Most runs at a time.
+  """
+
+  def __init__(self, num_workers: int | None = None):
+    """Divides the machine.
+
+    Args:
+      num_workers: Number of processes; one per GPU, or else per core, by default.
+    """
+    cores, gpus = devices.available_cores(), devices.available_gpus()
+    self.num_workers = num_workers or len(gpus or cores)
+    self._environments = []
+    for worker in range(self.num_workers):
+      environment = {}
+      if gpus:
+        sharing = -(-self.num_workers // len(gpus))
+        environment['CUDA_VISIBLE_DEVICES'] = gpus[worker % len(gpus)]
+        environment['XLA_PYTHON_CLIENT_MEM_FRACTION'] = f'{0.75 / sharing:.3f}'
+      share = cores[worker * len(cores) // self.num_workers :]
+      share = share[: max(1, len(cores) // self.num_workers)]
+      self._environments.append((share, environment))
+    self._pools: list[concurrent.futures.ProcessPoolExecutor | None]
+    self._pools = [None] * self.num_workers
+    self._busy: dict[Outcome, int] = {}
+
+  def submit(self, task: Task) -> Outcome:
+    """Starts a run on a free worker; returns the future of `perform`'s result."""
+    for future in [future for future in self._busy if future.done()]:
+      worker = self._busy.pop(future)
+      if future.exception():  # The process died, and with it its pool.
+        self._pools[worker] = None
+    worker = min(set(range(self.num_workers)) - set(self._busy.values()))
+    pool = self._pools[worker]
+    if pool is None:
+      pool = self._pools[worker] = concurrent.futures.ProcessPoolExecutor(
+        max_workers=1,
+        mp_context=multiprocessing.get_context('spawn'),
+        initializer=_initialise_worker,
+        initargs=self._environments[worker],
+      )
+    future = pool.submit(perform, task)
+    self._busy[future] = worker
+    return future
+
+  def close(self) -> None:
+    """Ends all workers, in the middle of a run too."""
+    if not all(future.done() for future in self._busy):
+      for process in multiprocessing.active_children():
+        process.kill()
+    for pool in self._pools:
+      if pool:
+        pool.shutdown(cancel_futures=True)
+
+
+def _initialise_worker(cores: Sequence[int], environment: Mapping[str, str]) -> None:
+  """Confines this process to its share, before JAX looks at the machine."""
+  os.environ.update(environment)
+  if hasattr(os, 'sched_setaffinity'):
+    os.sched_setaffinity(0, cores)
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent says when to end.
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+
+  def end_with_parent() -> None:
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+class RayEngine:
+  """Tasks of a Ray cluster.
+
+  The package must be installed on every node, and the study's directory be the same
+  path on all of them.
+
+  Attributes:
+    num_workers: Most runs handed to Ray at a time; it starts those it has room for.
+  """
+
+  def __init__(
+    self,
+    address: str | None = None,
+    *,
+    cpus_per_run: float = 1,
+    gpus_per_run: float = 0,
+    num_workers: int | None = None,
+  ):
+    """Joins a cluster, or starts one on this machine.
+
+    Args:
+      address: As `ray.init` takes it; None starts a cluster on this machine, unless
+        the environment variable RAY_ADDRESS names one.
+      cpus_per_run: CPUs that each run asks for.
+      gpus_per_run: GPUs that each run asks for; may be below 1.
+      num_workers: Most runs at a time; as many as there are, by default.
+    """
+    try:
+      import ray
+    except ImportError as error:
+      raise UserError(
+        "engine: got 'ray', want it installed: pip install 'lamarck-jax[ray]'"
+      ) from error
+    self._ray = ray
+    self.num_workers = num_workers or 2**31
+    try:
+      if address and ':' in address:  # Ray would try for minutes.
+        host, _, port = address.removeprefix('ray://').rpartition(':')
+        socket.create_connection((host, int(port)), timeout=10).close()
+      ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, OSError, ValueError) as error:
+      raise UserError(
+        f'ray_address: got {address!r}, want that of a running cluster: {error}'
+      ) from error
+    for resource, needed in (('CPU', cpus_per_run), ('GPU', gpus_per_run)):
+      available = ray.cluster_resources().get(resource, 0)
+      if available < needed:
+        logging.warning(
+          'a run asks for %g %s, but the cluster has %g now',
+          needed,
+          resource,
+          available,
+        )
+    # A process for each run, with threads for its CPUs alone. Retries are ours.
+    self._perform = ray.remote(
+      num_cpus=cpus_per_run,
+      num_gpus=gpus_per_run,
+      max_calls=1,
+      max_retries=0,
+      runtime_env={'env_vars': {'PJRT_NPROC': str(max(1, int(cpus_per_run)))}},
+    )(perform)
+
+  def submit(self, task: Task) -> Outcome:
+    """Hands a run to Ray; returns the future of `perform`'s result."""
+    return self._perform.remote(task).future()
+
+  def close(self) -> None:
+    """Leaves the cluster, which ends what still runs."""
+    self._ray.shutdown()

@@ -1,0 +1,62 @@
+"""What children keep at birth, by the events of real searches."""
+
+import subprocess
+import sys
+
+import pytest
+
+from lamarck_jax import search
+from lamarck_jax.errors import UserError
+from lamarck_jax.study import before_training
+from tests import conftest
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+  """A directory with a search of each of two settings."""
+  root = tmp_path_factory.mktemp('birth')
+  for setting, budget in (('net2net', 11), ('none', 8)):
+    config = conftest.make_tiny_config()
+    config.inheritance = setting
+    config.inheritance_noise = 0.0
+    config.dataset.num_train = 640
+    config.learning_rate = 1e-2
+    config.budget_epochs = budget
+    config.checkpoint_epochs = ()
+    config.completion.enabled = False
+    search.run(config, root / setting / 'seed1')
+  return root
+
+
+def test_children_that_can_keep_the_function_start_at_their_parents_accuracy(study):
+  births = before_training.collect(study)
+  exact = [group for group in births if group.setting == 'net2net' and group.exact]
+  losses = [loss for group in exact for loss in group.losses]
+  assert len(losses) >= 3
+  # An example of fifty may lie between two classes.
+  assert max(map(abs, losses)) <= 0.02 + 1e-9
+  fresh = [loss for group in births if group.setting == 'none' for loss in group.losses]
+  assert max(fresh) > 0.1
+
+
+def test_every_child_is_in_the_table(study):
+  births = before_training.collect(study)
+  assert sum(len(group.losses) for group in births) == 10 + 7
+  lines = before_training.table(births).splitlines()
+  assert lines[0].split('|')[1:-1][2].strip() == 'net2net'
+  counts = [
+    int(part.split()[0]) for line in lines[-2:] for part in line.split('n =')[1:]
+  ]
+  assert sum(counts) == 10 + 7
+
+
+def test_a_directory_without_runs_is_refused(tmp_path):
+  with pytest.raises(UserError, match='want a study with runs'):
+    before_training.collect(tmp_path)
+  result = subprocess.run(
+    [sys.executable, '-m', 'lamarck_jax.study.before_training', tmp_path],
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 2
+  assert len(result.stderr.splitlines()) == 1

@@ -1,0 +1,75 @@
+"""The tables and figures in docs/results are what their runs give."""
+
+import json
+import pathlib
+
+from matplotlib.testing import compare
+import pytest
+import scipy.stats
+
+from lamarck_jax.study import analysis, figures, results
+
+_ROOT = pathlib.Path(__file__).parents[2] / 'docs' / 'results'
+_STUDIES = [path.parent for path in sorted(_ROOT.rglob('study.json'))]
+
+pytestmark = pytest.mark.parametrize(
+  'root', _STUDIES, ids=lambda root: str(root.relative_to(_ROOT))
+)
+
+
+def _final_accuracies(root, setting):
+  """Test accuracies and best validation accuracies, by reading JSON alone."""
+  test, validation = [], []
+  for path in root.glob(f'{setting}/seed*'):
+    checkpoints = json.loads((path / 'result.json').read_text())['checkpoints']
+    test += [checkpoint['test_accuracy'] for checkpoint in checkpoints[-1:]]
+    lines = (path / 'events.jsonl').read_text().splitlines()
+    validation.append(max(json.loads(line)['fitness'] for line in lines))
+  return {'test accuracy': test, 'best validation accuracy': validation}
+
+
+def test_every_planned_run_is_there(root):
+  for setting in results.collect(root).settings:
+    assert not setting.missing
+
+
+def test_the_runs_give_the_results(root):
+  assert results.collect(root) == results.load(root / 'results.json')
+
+
+def test_scipy_gives_the_p_values(root):
+  study = results.collect(root)
+  final = study.budget_epochs
+  tests = [
+    test
+    for test in analysis.compare(study)
+    if test.greater_epochs == test.other_epochs == final
+  ]
+  lines = (root / 'table.txt').read_text().splitlines()
+  rows = [[cell.strip() for cell in line.split('|')] for line in lines]
+  # Measure, the greater setting, the other one, and p.
+  printed = [[*row[1:4], row[7]] for row in rows if len(row) == 10]
+  assert tests
+  for test in tests:
+    first = _final_accuracies(root, test.greater)[test.measure]
+    second = _final_accuracies(root, test.other)[test.measure]
+    u, p = scipy.stats.mannwhitneyu(first, second, alternative='greater')
+    assert (test.u, test.p) == (u, pytest.approx(p, rel=1e-12))
+    row = [test.measure, f'{test.greater} @{final}', f'{test.other} @{final}']
+    assert [*row, f'{p:.2g}'] in printed
+
+
+def test_the_results_give_the_tables(root, tmp_path):
+  analysis.write_tables(results.load(root / 'results.json'), tmp_path)
+  written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+  assert written
+  assert written == {name: (root / name).read_text() for name in written}
+
+
+def test_the_results_give_the_figures(root, tmp_path):
+  figures.write_figures(results.load(root / 'results.json'), tmp_path)
+  drawn = sorted(tmp_path.glob('*.png'))
+  assert drawn
+  for path in drawn:
+    difference = compare.compare_images(str(root / path.name), str(path), tol=2)
+    assert difference is None, difference

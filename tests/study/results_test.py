@@ -1,0 +1,62 @@
+import json
+
+import pytest
+
+from lamarck_jax.errors import UserError
+from lamarck_jax.study import results
+
+
+def test_results_come_back_as_they_were_written(study, tmp_path):
+  results.write(study, tmp_path / 'results.json')
+  assert results.load(tmp_path) == study
+  assert results.load(tmp_path / 'results.json') == study
+
+
+def test_the_best_so_far_is_that_of_the_last_evaluation_within_the_budget(study):
+  run = study.settings[0].runs[1]
+  assert [run.best_fitness_at(n) for n in (4, 7, 8, 12, 99)] == [
+    0.3,
+    0.3,
+    0.3,
+    0.6,
+    0.6,
+  ]
+  assert run.best_num_blocks_at(11) == 2
+  assert str(run.best_fitness_at(3)) == 'nan'
+
+
+def test_a_run_without_an_early_checkpoint_is_not_among_its_accuracies(study, make_run):
+  setting = study.settings[1]
+  run = make_run(5, (0.1,), {12: 0.9})
+  setting = results.Setting('s', 'none', 16, (*setting.runs, run), {})
+  assert setting.test_accuracies(4) == [0.3, 0.3]
+  assert setting.test_accuracies(12) == [0.5, 0.51, 0.9]
+
+
+@pytest.mark.parametrize(
+  'content',
+  ['', '[]', '{}', '{"format_version": 2}', '{"format_version": 1}', 'x' * 99],
+)
+def test_what_is_no_results_file_is_refused_by_name(tmp_path, content):
+  (tmp_path / 'results.json').write_text(content)
+  with pytest.raises(UserError, match=r'want a study|of format version'):
+    results.load(tmp_path)
+
+
+def test_a_directory_without_results_is_refused(tmp_path):
+  with pytest.raises(UserError, match='want a study'):
+    results.load(tmp_path)
+
+
+def test_a_plan_grows_and_keeps_its_order(tmp_path):
+  results.write_plan(tmp_path, [('a', 0), ('b', 0)])
+  results.write_plan(tmp_path, [('a', 1), ('a', 0)], {'a/seed1': 'why'})
+  plan = json.loads((tmp_path / 'study.json').read_text())
+  assert plan['runs'] == [['a', 0], ['b', 0], ['a', 1]]
+  assert plan['failures'] == {'a/seed1': 'why'}
+
+
+def test_a_study_that_never_ran_is_refused(tmp_path):
+  results.write_plan(tmp_path, [('a', 0)])
+  with pytest.raises(UserError, match='no run yet'):
+    results.load(tmp_path)
