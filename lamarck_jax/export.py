@@ -222,7 +222,6 @@ def _load_run(path: pathlib.Path) -> tuple[Network, dict[str, Any]]:
     genotype,
     dataset.num_classes,
     dtype=jnp.dtype(config.compute_dtype).type,
-    conv_general_dilated=jax.lax.conv_general_dilated,
   )
   network = Network(
     genotype,
@@ -285,11 +284,7 @@ def _to_onnx(network: Network, variables: Variables) -> bytes:
       f'onnx: {error}: want it installed: pip install jax2onnx onnxruntime'
     ) from error
   # In float32, since ONNX Runtime has no bfloat16 on CPU.
-  module = model.ConvNet(
-    network.genotype,
-    len(network.class_names),
-    conv_general_dilated=jax.lax.conv_general_dilated,
-  )
+  module = model.ConvNet(network.genotype, len(network.class_names))
   mean, std = np.array((network.mean, network.std), np.float32)
   predict = _predictor(module, variables, mean, std)
   with _quiet():

@@ -1,6 +1,6 @@
 """The phenotype: Flax Linen modules built from a genotype (Section 3, Figure 1)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import functools
 import math
 from typing import Any
@@ -14,75 +14,28 @@ import numpy as np
 
 from lamarck_jax import genotype as genotype_lib
 from lamarck_jax.genotype import Block, Genotype
-from lamarck_jax.xla import convolution
 
+# Collections `params` and `batch_stats` of a network, by module.
 Variables = Mapping[str, Any]
 
 CLASSIFIER = 'classifier'
-BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
-
-
-class _Convolution(nn.Module):
-  """The parameters of a convolution, named and initialised as `nn.Conv`'s.
-
-  Attributes:
-    filters: Number of filters.
-    kernel_size: Side of the square kernel, in pixels.
-  """
-
-  filters: int
-  kernel_size: int
-
-  @nn.compact
-  def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
-    """Returns kernel [size, size, channels, filters] and bias [filters]."""
-    shape = (self.kernel_size, self.kernel_size, channels, self.filters)
-    kernel = self.param('kernel', nn.initializers.glorot_uniform(), shape)
-    return kernel, self.param('bias', nn.initializers.zeros, (self.filters,))
-
-
-class _Normalisation(nn.Module):
-  """The parameters and statistics of a batch normalisation, as `nn.BatchNorm`'s.
-
-  Attributes:
-    filters: Number of filters.
-  """
-
-  filters: int
-
-  @nn.compact
-  def __call__(self) -> tuple[jax.Array, jax.Array, nn.Variable, nn.Variable]:
-    """Returns scale, bias, running mean and running variance, each [filters]."""
-    shape = (self.filters,)
-    return (
-      self.param('scale', nn.initializers.ones, shape),
-      self.param('bias', nn.initializers.zeros, shape),
-      self.variable('batch_stats', 'mean', jnp.zeros, shape),
-      self.variable('batch_stats', 'var', jnp.ones, shape),
-    )
 
 
 class ConvBlock(nn.Module):
   """Convolution with bias, batch normalisation, ReLU.
-
-  The variables are those of `nn.Conv` named `conv` and `nn.BatchNorm` named `norm`.
-  In training the three are one function, whose backward pass keeps less.
 
   Attributes:
     filters: Number of filters.
     kernel_size: Side of the square kernel, in pixels.
     stride: Stride in both directions.
     dtype: Type of the computation; parameters and statistics are float32.
-    conv_general_dilated: The convolution in evaluation mode, with the signature of
-      `jax.lax`'s.
   """
 
   filters: int
   kernel_size: int
   stride: int
   dtype: Any = jnp.float32
-  conv_general_dilated: Callable[..., jax.Array] = convolution.conv_general_dilated
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -96,26 +49,23 @@ class ConvBlock(nn.Module):
     Returns:
       [batch, ceil(height / stride), ceil(width / stride), filters] of `dtype`.
     """
-    parameters = _Convolution(self.filters, self.kernel_size, name='conv')
-    kernel, conv_bias = parameters(x.shape[-1])
-    scale, bias, mean, var = _Normalisation(self.filters, name='norm')()
-    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    strides = (self.stride, self.stride)
-    if train:
-      y, batch_mean, batch_var = convolution.conv_batch_norm_relu(
-        x, kernel, conv_bias, scale, bias, strides, BATCH_NORM_EPSILON
-      )
-      if not self.is_initializing():
-        for running, batch in ((mean, batch_mean), (var, batch_var)):
-          momentum = BATCH_NORM_MOMENTUM
-          running.value = momentum * running.value + (1 - momentum) * batch
-      return y
-    y = self.conv_general_dilated(
-      x, kernel, strides, 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-    )
-    factor = scale * jax.lax.rsqrt(var.value + BATCH_NORM_EPSILON)
-    y = y * factor + ((conv_bias - mean.value) * factor + bias)
-    return nn.relu(y).astype(self.dtype)
+    x = nn.Conv(
+      self.filters,
+      (self.kernel_size, self.kernel_size),
+      self.stride,
+      padding='SAME',
+      kernel_init=nn.initializers.glorot_uniform(),
+      dtype=self.dtype,
+      name='conv',
+    )(x)
+    x = nn.BatchNorm(
+      use_running_average=not train,
+      momentum=0.9,
+      epsilon=BATCH_NORM_EPSILON,
+      dtype=self.dtype,
+      name='norm',
+    )(x)
+    return nn.relu(x)
 
 
 class Classifier(nn.Module):
@@ -143,32 +93,22 @@ class ConvNet(nn.Module):
     genotype: The architecture; its blocks' lineages name the parameters.
     num_classes: Number of classes.
     dtype: Type of the blocks' computation.
-    conv_general_dilated: The convolution, with the signature of `jax.lax`'s.
   """
 
   genotype: Genotype
   num_classes: int
   dtype: Any = jnp.float32
-  conv_general_dilated: Callable[..., jax.Array] = convolution.conv_general_dilated
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    """Returns logits.
+    """Returns float32 logits [batch, num_classes].
 
     Args:
       x: Standardised images [batch, height, width, channels].
       train: Whether batch normalisation uses the batch's own statistics.
-
-    Returns:
-      float32 [batch, num_classes].
     """
     for block in self.genotype.blocks:
-      x = conv_block(
-        block,
-        dtype=self.dtype,
-        conv_general_dilated=self.conv_general_dilated,
-        name=block_name(block),
-      )(x, train)
+      x = conv_block(block, dtype=self.dtype, name=block_name(block))(x, train)
     return Classifier(self.num_classes, name=CLASSIFIER)(x)
 
 
@@ -182,18 +122,20 @@ def block_name(block: Block) -> str:
   return f'block_{block.lineage}'
 
 
+# ------------------------------------------------------------------------------
+# Variables
+# ------------------------------------------------------------------------------
+
+
 def variable_shapes(
   genotype: Genotype, channels: int, num_classes: int
 ) -> dict[str, dict[str, Any]]:
-  """Returns the shapes of a network's variables.
+  """Returns the tree that `ConvNet.init` returns, of `jax.ShapeDtypeStruct` leaves.
 
   Args:
     genotype: The architecture.
     channels: Number of channels of the images.
     num_classes: Number of classes.
-
-  Returns:
-    The tree that `ConvNet.init` returns, with `jax.ShapeDtypeStruct` leaves.
   """
   params, batch_stats = {}, {}
   for block in genotype.blocks:
@@ -211,12 +153,6 @@ def check_variables(
 ) -> None:
   """Checks that variables are those of a network.
 
-  Args:
-    variables: What may be its variables.
-    genotype: The architecture.
-    channels: Number of channels of the images.
-    num_classes: Number of classes.
-
   Raises:
     ValueError: If leaves are missing, left over or of another shape or type.
   """
@@ -225,7 +161,7 @@ def check_variables(
   if {path: (leaf.shape, leaf.dtype) for path, leaf in found.items()} != {
     path: (leaf.shape, leaf.dtype) for path, leaf in wanted.items()
   }:
-    raise ValueError(f'variables: these are not of {genotype}')
+    raise ValueError(f'variables: got other leaves, want those of {genotype}')
 
 
 def num_parameters(genotype: Genotype, channels: int, num_classes: int) -> int:
@@ -235,8 +171,8 @@ def num_parameters(genotype: Genotype, channels: int, num_classes: int) -> int:
 
 
 @functools.lru_cache
-def block_shapes(module: ConvBlock, channels: int) -> dict[str, Any]:
-  """Returns the shapes of the variables of a block that gets so many channels."""
+def block_shapes(module: nn.Module, channels: int) -> dict[str, Any]:
+  """Returns the shapes of a block's variables for that number of input channels."""
   images = jax.ShapeDtypeStruct((1, 8, 8, channels), jnp.float32)
   init = functools.partial(module.init, train=False)
   return jax.eval_shape(init, jax.random.key(0), images)
@@ -244,27 +180,26 @@ def block_shapes(module: ConvBlock, channels: int) -> dict[str, Any]:
 
 @functools.lru_cache
 def classifier_shapes(module: Classifier, channels: int) -> dict[str, Any]:
-  """Returns the shapes of the variables of a classifier, likewise."""
+  """Returns the shapes of a classifier's variables, likewise."""
   features = jax.ShapeDtypeStruct((1, 1, 1, channels), jnp.float32)
   return jax.eval_shape(module.init, jax.random.key(0), features)
 
 
-def fresh_leaf(key: jax.Array, path: tuple[str, ...], shape: tuple[int, ...]) -> Any:
-  """Returns the initial value of one leaf of a network's variables.
+def fresh_leaf(
+  key: jax.Array, path: tuple[str, ...], shape: tuple[int, ...]
+) -> np.ndarray:
+  """Returns the initial value of one leaf of a network's variables, float32.
 
   Kernels are Glorot-uniform; biases, BatchNorm shifts and running means zero;
-  BatchNorm scales and running variances one. That is what the modules' own
-  `init` draws from, made on the host: a child has new shapes nearly every time,
-  and JAX would compile a program for each.
+  BatchNorm scales and running variances one.
 
   Args:
     key: A JAX random key for the whole tree; every path draws its own numbers.
     path: The leaf's path, e.g. `('params', 'block_0', 'conv', 'kernel')`.
     shape: The leaf's shape.
-
-  Returns:
-    float32 NumPy array.
   """
+  # The modules' own `init` draws from the same distribution. But a child has new shapes
+  # nearly every time, and JAX would compile a program for each.
   if path[-1] == 'kernel':
     receptive_field = math.prod(shape[:-2])
     limit = math.sqrt(6 / (receptive_field * (shape[-2] + shape[-1])))

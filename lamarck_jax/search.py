@@ -1,37 +1,33 @@
-"""The search: ask, inherit, train, tell, record; it resumes itself."""
+"""The search: ask, inherit, train, evaluate, tell, record (Section 3.1); it resumes.
 
-from collections.abc import Callable, Mapping
+`_search` has the loop. A `Trial` is one child on its way through it, with its limits
+and its clock. How the run is recorded and restored is in `run_directory`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import dataclasses
 import datetime
 import enum
-import functools
 import math
 import os
-import time
 from typing import Any
 
 from absl import logging
 import jax
 from ml_collections import config_dict
 
-from lamarck_jax import (
-  completion,
-  evolution,
-  flops,
-  inheritance,
-  model,
-  mutation,
-  net2net,
-)
+from lamarck_jax import completion, evolution, flops, inheritance, model, net2net
 from lamarck_jax import config as config_lib
+from lamarck_jax import mutation as mutation_lib
 from lamarck_jax.data import datasets
-from lamarck_jax.errors import DamagedError, UserError
+from lamarck_jax.errors import UserError
 from lamarck_jax.evolution import EvolutionState, Individual
 from lamarck_jax.genotype import Genotype, SearchSpace
 from lamarck_jax.model import Variables
-from lamarck_jax.run_directory import records
+from lamarck_jax.run_directory import records, recovery
 from lamarck_jax.run_directory.progress import Progress, print_dataset
-from lamarck_jax.runtime import allocator, environment
+from lamarck_jax.runtime import allocator, environment, stopwatch
 from lamarck_jax.training import Trainer
 
 Event = dict[str, Any]
@@ -48,14 +44,9 @@ class Purpose(enum.IntEnum):
 
 
 def random_key(seed: int, evaluation: int, purpose: Purpose) -> jax.Array:
-  """Returns the key of one use of randomness.
+  """Returns the key of one use of randomness in an evaluation.
 
-  Keys are folded, never carried along, so a resumed search draws the same.
-
-  Args:
-    seed: The seed of the search.
-    evaluation: Index of the evaluation that the key is for.
-    purpose: What it is for.
+  Keys are folded, never carried along, so a resumed search draws the same numbers.
   """
   key = jax.random.fold_in(jax.random.key(seed), evaluation)
   return jax.random.fold_in(key, purpose)
@@ -75,10 +66,17 @@ class SearchState:
   evolution: EvolutionState
   checkpoints: dict[int, Individual | None]
 
+  def key(self, purpose: Purpose) -> jax.Array:
+    """Returns a key of the next evaluation."""
+    return random_key(self.seed, self.evolution.num_evaluations, purpose)
+
+  def ask(self) -> Genotype:
+    """Returns the next child."""
+    return evolution.ask(self.key(Purpose.MUTATION), self.evolution)
+
   def tell(self, child: Genotype, fitness: float | None) -> 'SearchState':
     """Returns the state after an evaluation, as `evolution.tell` does."""
-    key = random_key(self.seed, self.evolution.num_evaluations, Purpose.NICHING)
-    state = evolution.tell(key, self.evolution, child, fitness)
+    state = evolution.tell(self.key(Purpose.NICHING), self.evolution, child, fitness)
     checkpoints = {
       # The last evaluation may exceed the whole budget; it counts all the same.
       budget: state.best
@@ -128,9 +126,6 @@ def learning_rates(config: config_dict.ConfigDict) -> list[float]:
 
   The paper's is constant (Section 4.2). A cosine goes from it to 0 within the
   evaluation, and each epoch has the rate of its middle.
-
-  Args:
-    config: The configuration.
   """
   epochs = config.epochs_per_evaluation
   if config.learning_rate_schedule == 'constant':
@@ -146,7 +141,7 @@ def run(
   workdir: str | os.PathLike[str],
   on_event: Callable[[Event], None] | None = None,
 ) -> dict[str, Any]:
-  """Runs a search, or goes on with the one in the directory.
+  """Runs a search, or resumes the one in the directory.
 
   Args:
     config: A configuration, see `lamarck_jax.config`.
@@ -168,58 +163,232 @@ def run(
     logging.info('%s holds a finished search', workdir)
     return result
   records.check(workdir, config.to_dict())
+  trainer = _make_trainer(config)
+  with records.locked(workdir):
+    directory = records.RunDirectory(workdir, config.to_dict())
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+    directory.write_start(trainer.description, {'time': time, **environment.machine()})
+    print_dataset(trainer.description)
+    state = _search(config, directory, trainer, on_event)
+    result = _summary(directory.read_events(), state)
+    if config.completion.enabled:
+      result['checkpoints'] = _complete(config, state, directory, trainer)
+    directory.write_result(result)
+  return result
 
+
+def _search(
+  config: config_dict.ConfigDict,
+  directory: records.RunDirectory,
+  trainer: Trainer,
+  on_event: Callable[[Event], None] | None,
+) -> SearchState:
+  """Runs Algorithm 1 to the end of the budget, from where the directory has it."""
+  *_, channels = trainer.image_shape
+
+  def check(genotype: Genotype, variables: Variables) -> None:
+    model.check_variables(variables, genotype, channels, trainer.num_classes)
+
+  state, living = recovery.restore(directory, initial_state(config), check)
+  with Progress(config.budget_epochs, state.evolution.epochs_used) as progress:
+    while not state.evolution.done:
+      trial = Trial(config, state, trainer, progress)
+      with trial.failures_noted():
+        variables = trial.inherit(living)
+        variables = trial.train(variables)
+        trial.fitness = trial.evaluate(variables)
+        living[trial.evaluation] = variables
+      state = state.tell(trial.child, trial.fitness)
+      event = _record(directory, trial, state, living)
+      living = {number: living[number] for number in state.living}
+      if on_event:
+        on_event(event)
+      allocator.release_freed_memory()  # What compilers left behind, above all.
+  return state
+
+
+class Trial:
+  """One child on its way through the loop.
+
+  Attributes:
+    state: The state of the search that asked for it.
+    evaluation: Index of the evaluation.
+    child: Its genotype.
+    fitness_before: Its validation accuracy before training, if it got that far.
+    fitness: The same after training.
+    failure: Why it could not be evaluated, or None.
+    flops: Operations to classify one example.
+    examples: Number of training examples that it sees.
+    stopwatch: The time that each phase takes.
+    progress: What a person sees.
+  """
+
+  def __init__(
+    self,
+    config: config_dict.ConfigDict,
+    state: SearchState,
+    trainer: Trainer,
+    progress: Progress,
+  ):
+    """Asks for the child, and starts the clock."""
+    self.stopwatch = stopwatch.Stopwatch()
+    self.state, self.evaluation = state, state.evolution.num_evaluations
+    self.child = state.ask()
+    self.fitness_before: float | None = None
+    self.fitness: float | None = None
+    self.failure: str | None = None
+    shape = trainer.image_shape
+    self.flops = flops.network_flops(self.child, shape, trainer.num_classes)
+    self.examples = config.epochs_per_evaluation * trainer.examples_per_epoch
+    self.progress = progress
+    self._config, self._trainer = config, trainer
+
+  def inherit(self, living: Mapping[int, Variables]) -> Variables:
+    """Returns the child's initial variables, from those of its parent if it has one."""
+    self._check_size()
+    parent, trainer = self.state.evolution.parent, self._trainer
+    key = self.state.key(Purpose.INITIALISATION)
+    if parent is None:
+      *_, channels = trainer.image_shape
+      variables = model.init_variables(key, self.child, channels, trainer.num_classes)
+    else:
+      genotype, trained = parent.genotype, living[parent.evaluation]
+      variables = inheritance.inherit(
+        key,
+        genotype,
+        trained,
+        self.child,
+        self._config.inheritance,
+        # Measured only by the modes that ask for them.
+        parent_moments=lambda: net2net.moments(trainer.activations(genotype, trained)),
+        image_shape=trainer.image_shape[:2],
+        noise=self._config.inheritance_noise,
+      )
+    self.stopwatch.lap('mutate')
+    return variables
+
+  def train(self, variables: Variables) -> Variables:
+    """Returns the variables after e epochs; measures the accuracy before as well."""
+    trainer, child = self._trainer, self.child
+    self.progress.training(self.evaluation, child)
+    trainer.compile(child)
+    self.stopwatch.lap('compile')
+    trainer.compile_ahead(list(self._successors()))
+    self.fitness_before = trainer.accuracy(child, variables, 'validation')
+    self.stopwatch.lap('birth')
+    key, rates = self.state.key(Purpose.TRAINING), learning_rates(self._config)
+    variables = trainer.train(key, child, variables, rates, self._check_epoch)
+    self.stopwatch.lap('train')
+    return variables
+
+  def evaluate(self, variables: Variables) -> float:
+    """Returns the fitness, the accuracy on the validation split."""
+    fitness = self._trainer.accuracy(self.child, variables, 'validation')
+    self.stopwatch.lap('evaluate')
+    return fitness
+
+  @contextlib.contextmanager
+  def failures_noted(self) -> Iterator[None]:
+    """Notes why a child cannot be evaluated; a broken device ends the search."""
+    try:
+      yield
+    except (_CandidateError, jax.errors.JaxRuntimeError, MemoryError) as error:
+      self._trainer.check_device()
+      self.failure = ' '.join(f'{error}'.split())[:500] or type(error).__name__
+      logging.warning(
+        'evaluation %d of %s failed: %s', self.evaluation, self.child, self.failure
+      )
+
+  def _check_size(self) -> None:
+    """Raises _CandidateError if the child is larger than the configuration allows."""
+    *_, channels = self._trainer.image_shape
+    classes = self._trainer.num_classes
+    parameters = model.num_parameters(self.child, channels, classes)
+    for name, value in (('max_parameters', parameters), ('max_flops', self.flops)):
+      if self._config[name] is not None and value > self._config[name]:
+        raise _CandidateError(f'{value} is above {name}, {self._config[name]}')
+
+  def _check_epoch(self, epoch: int, loss: float) -> None:
+    """Raises _CandidateError after an epoch that diverged, or took too long."""
+    self.progress.epoch()
+    if not math.isfinite(loss):
+      raise _CandidateError(f'the loss of epoch {epoch + 1} is {loss}')
+    limit = self._config.max_seconds_per_evaluation
+    if limit is not None and self.stopwatch.elapsed > limit:
+      raise _CandidateError(f'it takes longer than max_seconds_per_evaluation, {limit}')
+
+  def _successors(self) -> Iterator[Genotype]:
+    """Yields the children that may come next.
+
+    Keys are folded, so they depend on this one's fitness only in whether it wins.
+    """
+    for fitness in (-1.0, 2.0):  # Worse than any, and better than any.
+      following = self.state.tell(self.child, fitness)
+      if not following.evolution.done:
+        yield following.ask()
+
+
+class _CandidateError(Exception):
+  """A candidate is above a limit, or its training diverged."""
+
+
+def _make_trainer(config: config_dict.ConfigDict) -> Trainer:
+  """Returns the trainer of a configuration, with its data set on the device."""
   dataset = datasets.load(**config.dataset)
   if len(dataset.train.labels) < config.batch_size:
     raise UserError(
       f'config.batch_size: got {config.batch_size}, want at most the number of'
       f' training examples, {len(dataset.train.labels)}'
     )
-  trainer = Trainer(
+  return Trainer(
     dataset, batch_size=config.batch_size, compute_dtype=config.compute_dtype
   )
-  with records.locked(workdir):
-    directory = records.RunDirectory(workdir, config.to_dict())
-    start = {
-      'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-      **environment.machine(),
-    }
-    directory.write_start(dataset.description, start)
-    print_dataset(dataset.description)
-    return _run(config, directory, trainer, on_event)
 
 
-def _run(
-  config: config_dict.ConfigDict,
+def _record(
   directory: records.RunDirectory,
-  trainer: Trainer,
-  on_event: Callable[[Event], None] | None,
-) -> dict[str, Any]:
-  """Runs a search in a directory that no other process uses; see `run`."""
-  # Restore ------------------------------------------------------------------
-  state, living, events = _restore(config, directory, trainer)
+  trial: Trial,
+  state: SearchState,
+  variables: Mapping[int, Variables],
+) -> Event:
+  """Writes a trial and the weights that the state after it needs; returns the event."""
+  if trial.evaluation in state.needed:
+    directory.write_weights(trial.evaluation, variables[trial.evaluation])
+  trial.stopwatch.lap('record')
+  seconds, child, fitness = trial.stopwatch.seconds, trial.child, trial.fitness
+  before, best = trial.state.evolution, state.evolution.best
+  parent = before.parent
+  event = {
+    'evaluation': trial.evaluation,
+    **records.genotype_to_json(child),
+    'parent': parent.evaluation if parent else None,
+    'mutation': mutation_lib.describe(parent.genotype, child) if parent else [],
+    'fitness_at_birth': trial.fitness_before,
+    'fitness': fitness or 0.0,
+    'failure': trial.failure,
+    'accepted': fitness is not None and (parent is None or fitness > parent.fitness),
+    'niche': before.niche.origin.evaluation if before.niche else None,
+    'epochs_used': state.evolution.epochs_used,
+    'flops': trial.examples * trial.flops,
+    'seconds': seconds,
+    'best_fitness': best.fitness if best else 0.0,
+  }
+  directory.append_event(event)
   directory.keep_weights(state.needed)
-  if events:
-    logging.info('going on after %d evaluations in %s', len(events), directory.path)
+  examples_per_second = trial.examples / seconds.get('train', math.inf)
+  trial.progress.evaluated(event, child, examples_per_second)
+  return event
 
-  # Search -------------------------------------------------------------------
-  with Progress(config.budget_epochs, state.evolution.epochs_used) as progress:
-    while not state.evolution.done:
-      state, living, event = _evaluate(
-        config, state, living, trainer, directory, progress
-      )
-      events.append(event)
-      if on_event:
-        on_event(event)
 
-  # Complete -----------------------------------------------------------------
+def _summary(events: list[Event], state: SearchState) -> dict[str, Any]:
+  """Returns the content of `result.json`, without checkpoints."""
   best = state.evolution.best
   if best is None:
     raise UserError(
-      f'search: none of {len(events)} networks could be evaluated; the last:'
-      f' {events[-1]["failure"]}'
+      f'search: got {len(events)} networks that could not be evaluated, want one that'
+      f' can; the last: {events[-1]["failure"]}'
     )
-  result = {
+  return {
     'best': {
       'evaluation': best.evaluation,
       **records.genotype_to_json(best.genotype),
@@ -231,254 +400,21 @@ def _run(
     'seconds': round(sum(event['seconds']['total'] for event in events), 3),
     'checkpoints': [],
   }
-  if config.completion.enabled:
-    for budget, individual in state.checkpoints.items():
-      if individual is None:
-        continue  # The first evaluation alone exceeded this budget.
-      key = random_key(config.seed, individual.evaluation, Purpose.COMPLETION)
-      rates = completion.schedule(config)
-      outcome = completion.complete(key, individual, directory, trainer, rates)
-      result['checkpoints'].append({'epochs': budget, **outcome})
-  directory.write_result(result)
-  return result
 
 
-def _restore(
-  config: config_dict.ConfigDict, directory: records.RunDirectory, trainer: Trainer
-) -> tuple[SearchState, dict[int, Variables], list[Event]]:
-  """Reads how far a search has come.
-
-  Where weights that are needed are damaged, the search goes back to the last event for
-  which they are not, and repeats what followed.
-
-  Returns:
-    The state, the variables of the individuals that can have children, the events.
-  """
-  events = directory.read_events()
-  states = [initial_state(config)]
-  for event in events:
-    fitness = None if event.get('failure') else event['fitness']
-    states.append(states[-1].tell(records.genotype_from_json(event), fitness))
-
-  @functools.cache
-  def read(number: int) -> Variables:
-    variables = directory.read_weights(number)
-    genotype = records.genotype_from_json(events[number])
-    model.check_variables(
-      variables, genotype, trainer.image_shape[-1], trainer.num_classes
-    )
-    return variables
-
-  damage = ''
-  for count in reversed(range(len(states))):
-    try:
-      needed = {number: read(number) for number in states[count].needed}
-      break
-    except (DamagedError, ValueError) as error:
-      damage = damage or str(error)
-  if damage:
-    logging.warning(
-      '%s; going back from evaluation %d to %d', damage, len(events), count
-    )
-    directory.keep_events(count)
-  state = states[count]
-  living = {number: needed[number] for number in state.living}
-  return state, living, events[:count]
-
-
-def _evaluate(
+def _complete(
   config: config_dict.ConfigDict,
   state: SearchState,
-  living: Mapping[int, Variables],
-  trainer: Trainer,
   directory: records.RunDirectory,
-  progress: Progress,
-) -> tuple[SearchState, dict[int, Variables], Event]:
-  """Makes, trains, evaluates and records one child.
-
-  Args:
-    config: The configuration.
-    state: The state of the search.
-    living: Variables of the individuals that can have children, by evaluation.
-    trainer: The trainer of the data set.
-    directory: The run directory.
-    progress: What a person sees.
-
-  Returns:
-    The new state, the variables of the individuals living in it, the event.
-  """
-  evaluation, parent = state.evolution.num_evaluations, state.evolution.parent
-  key = functools.partial(random_key, config.seed, evaluation)
-  stopwatch = _Stopwatch()
-
-  child = evolution.ask(key(Purpose.MUTATION), state.evolution)
-  network_flops = flops.network_flops(child, trainer.image_shape, trainer.num_classes)
-  variables: Variables = {}
-  fitness_at_birth = fitness = failure = None
-  try:
-    _check_limits(config, child, network_flops, trainer)
-    if parent is None:
-      variables = model.init_variables(
-        key(Purpose.INITIALISATION), child, trainer.image_shape[-1], trainer.num_classes
-      )
-    else:
-      variables = _inherit(
-        config,
-        key(Purpose.INITIALISATION),
-        parent.genotype,
-        living[parent.evaluation],
-        child,
-        trainer,
-      )
-    stopwatch.lap('mutate')
-
-    progress.training(evaluation, child)
-    trainer.compile(child)
-    stopwatch.lap('compile')
-    _compile_ahead(state, child, trainer)
-    fitness_at_birth = trainer.accuracy(child, variables, 'validation')
-    stopwatch.lap('birth')
-    variables = trainer.train(
-      key(Purpose.TRAINING),
-      child,
-      variables,
-      learning_rates(config),
-      on_epoch=functools.partial(_check_epoch, config, stopwatch, progress),
-    )
-    stopwatch.lap('train')
-    fitness = trainer.accuracy(child, variables, 'validation')
-    stopwatch.lap('evaluate')
-  except (_CandidateError, jax.errors.JaxRuntimeError, MemoryError) as error:
-    trainer.check_device()
-    failure = ' '.join(f'{error}'.split())[:500] or type(error).__name__
-    logging.warning('evaluation %d of %s failed: %s', evaluation, child, failure)
-
-  niche = state.evolution.niche
-  state = state.tell(child, fitness)
-  if evaluation in state.needed:
-    directory.write_weights(evaluation, variables)
-  stopwatch.lap('record')
-
-  examples = config.epochs_per_evaluation * trainer.examples_per_epoch
-  best = state.evolution.best
-  event = {
-    'evaluation': evaluation,
-    **records.genotype_to_json(child),
-    'parent': parent.evaluation if parent else None,
-    'mutation': mutation.describe(parent.genotype, child) if parent else [],
-    'fitness_at_birth': fitness_at_birth,
-    'fitness': fitness or 0.0,
-    'failure': failure,
-    'accepted': fitness is not None and (parent is None or fitness > parent.fitness),
-    'niche': niche.origin.evaluation if niche else None,
-    'epochs_used': state.evolution.epochs_used,
-    'flops': examples * network_flops,
-    'seconds': stopwatch.seconds,
-    'best_fitness': best.fitness if best else 0.0,
-  }
-  directory.append_event(event)
-  directory.keep_weights(state.needed)
-  progress.evaluated(event, child, examples / stopwatch.seconds.get('train', math.inf))
-
-  allocator.release_freed_memory()  # What compilers left behind, above all.
-  candidates = {**living, evaluation: variables}
-  return state, {number: candidates[number] for number in state.living}, event
-
-
-def _inherit(
-  config: config_dict.ConfigDict,
-  key: jax.Array,
-  parent: Genotype,
-  parent_variables: Variables,
-  child: Genotype,
   trainer: Trainer,
-) -> Variables:
-  """Returns a child's variables by the configuration's mode of inheritance."""
-  moments = None
-  if config.inheritance == 'net2net':
-    moments = net2net.moments(trainer.activations(parent, parent_variables))
-  return inheritance.inherit(
-    key,
-    parent,
-    parent_variables,
-    child,
-    config.inheritance,
-    parent_moments=moments,
-    image_shape=trainer.image_shape[:2],
-    noise=config.inheritance_noise,
-  )
-
-
-class _CandidateError(Exception):
-  """A candidate is above a limit, or its training diverged."""
-
-
-def _check_limits(
-  config: config_dict.ConfigDict, child: Genotype, network_flops: int, trainer: Trainer
-) -> None:
-  """Raises _CandidateError if a child is larger than the configuration allows."""
-  parameters = model.num_parameters(child, trainer.image_shape[-1], trainer.num_classes)
-  for name, value in (('max_parameters', parameters), ('max_flops', network_flops)):
-    if config[name] is not None and value > config[name]:
-      raise _CandidateError(f'{value} is above {name}, {config[name]}')
-
-
-def _check_epoch(
-  config: config_dict.ConfigDict,
-  stopwatch: '_Stopwatch',
-  progress: Progress,
-  epoch: int,
-  loss: float,
-) -> None:
-  """Raises _CandidateError after an epoch that went wrong, or took too long."""
-  progress.epoch()
-  if not math.isfinite(loss):
-    raise _CandidateError(f'the loss of epoch {epoch + 1} is {loss}')
-  limit = config.max_seconds_per_evaluation
-  if limit is not None and stopwatch.elapsed > limit:
-    raise _CandidateError(f'it takes longer than max_seconds_per_evaluation, {limit}')
-
-
-def _compile_ahead(state: SearchState, child: Genotype, trainer: Trainer) -> None:
-  """Begins to compile what may come after a child, while it is trained.
-
-  The next child depends on this one's fitness only in whether it is accepted.
-
-  Args:
-    state: The state in which the child was made.
-    child: The child.
-    trainer: The trainer of the data set.
-  """
-  genotypes = []
-  for fitness in (-1.0, 2.0):  # Worse than any, and better than any.
-    following = state.tell(child, fitness)
-    if not following.evolution.done:
-      key = random_key(
-        state.seed, following.evolution.num_evaluations, Purpose.MUTATION
-      )
-      genotypes.append(evolution.ask(key, following.evolution))
-  trainer.compile_ahead(genotypes)
-
-
-class _Stopwatch:
-  """Measures the phases of an evaluation.
-
-  Attributes:
-    seconds: Duration of every phase so far, and their `total`.
-  """
-
-  def __init__(self) -> None:
-    self._start = self._last = time.monotonic()
-    self.seconds = {'total': 0.0}
-
-  @property
-  def elapsed(self) -> float:
-    """Seconds since the start."""
-    return time.monotonic() - self._start
-
-  def lap(self, phase: str) -> None:
-    """Ends a phase."""
-    now = time.monotonic()
-    self.seconds[phase] = round(now - self._last, 4)
-    self.seconds['total'] = round(self.seconds['total'] + now - self._last, 4)
-    self._last = now
+) -> list[dict[str, Any]]:
+  """Trains the checkpoints to completion; returns their outcomes (Section 4.1)."""
+  outcomes = []
+  for budget, individual in state.checkpoints.items():
+    if individual is None:
+      continue  # The first evaluation alone exceeded this budget.
+    key = random_key(config.seed, individual.evaluation, Purpose.COMPLETION)
+    rates = completion.schedule(config)
+    outcome = completion.complete(key, individual, directory, trainer, rates)
+    outcomes.append({'epochs': budget, **outcome})
+  return outcomes

@@ -1,82 +1,27 @@
-"""Training and evaluation of networks, one compiled program per block.
+"""Training and evaluation of networks (Section 4.2).
 
-Every evaluation of a search has a new architecture, so a program for the whole
-network would be compiled for every child. But a network is a chain of blocks,
-and a block's program depends on its own few integers alone. So each block has
-its own programs (forward, backward with the optimizer's update inside, and
-inference), built from the same Linen modules as the whole network, kept for all
-networks of the process, and chained here. A mutation compiles one or two blocks.
-
-The data set lives on the device as uint8. A batch is gathered and standardised
-inside the first block's program, and nothing inside an epoch waits for the host,
-which is some programs ahead.
+Cross-entropy, Adam, batches of one size in a fresh permutation each epoch. The training
+step stands below as functions of one block or of the head; `Trainer` chains them. How
+they become compiled programs, one per block, is in `xla.programs`.
 """
 
-import collections
 from collections.abc import Callable, Iterator, Sequence
-import concurrent.futures
-import contextlib
-import functools
 import itertools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 import numpy as np
 import optax
 
 from lamarck_jax import model
-from lamarck_jax.data import datasets
 from lamarck_jax.data.datasets import Dataset
+from lamarck_jax.data.on_device import DeviceData, Images, Targets
 from lamarck_jax.genotype import Genotype
-from lamarck_jax.model import Variables
+from lamarck_jax.model import CLASSIFIER, Variables
 from lamarck_jax.runtime import devices
-
-# The programs of this many blocks stay in memory. On CPU a block's three have some 120
-# memory maps and 3 MB, and the kernel allows a process 65,530 maps. An individual has
-# some ten blocks; what is dropped comes back from the cache on disk.
-MAX_BLOCKS_IN_MEMORY = 32
-
-# So many programs may wait for the device at once. The CPU's client takes 32 for each
-# device. The next one waits in a thread of its pool, and where devices share a batch
-# one of them may then lack the thread in which the others would meet it.
-_MAX_IN_FLIGHT = 16
-
-
-class Images(NamedTuple):
-  """The input of the first block: the data set, and where to find the batch.
-
-  Attributes:
-    pixels: uint8 [num_examples, height, width, channels], all splits.
-    mean: float32 [channels], of the training split, in units of uint8.
-    std: float32 [channels], likewise.
-    order: int32 [steps * batch_size], the examples in the order of this pass.
-    step: int32 scalar, index of the batch.
-  """
-
-  pixels: jax.Array
-  mean: jax.Array
-  std: jax.Array
-  order: jax.Array
-  step: jax.Array
-
-
-class Targets(NamedTuple):
-  """What the head compares its predictions with, and what it has seen so far.
-
-  Attributes:
-    labels: int32 [num_examples], all splits.
-    order: int32 [steps * batch_size], the examples in the order of this pass.
-    step: int32 scalar, index of the batch.
-    total: Summed over the batches so far: the loss in training, float32 scalar; the
-      correct predictions of each class in evaluation, int32 [num_classes].
-  """
-
-  labels: jax.Array
-  order: jax.Array
-  step: jax.Array
-  total: jax.Array
+from lamarck_jax.xla import fused_block, programs, sharding
+from lamarck_jax.xla.programs import BlockPrograms, HeadPrograms, Tree
 
 
 class TrainingState(NamedTuple):
@@ -98,318 +43,120 @@ class TrainingState(NamedTuple):
     return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
-class BlockPrograms(NamedTuple):
-  """The compiled programs of a block.
-
-  Attributes:
-    forward: (params, batch_stats, inputs) -> (outputs, batch_stats, residuals),
-      in training mode.
-    backward: (residuals, gradient, params, opt_state, learning_rate) ->
-      (gradient of the inputs or None, params, opt_state).
-    infer: (params, batch_stats, inputs) -> outputs, in evaluation mode.
-  """
-
-  forward: Callable[..., Any]
-  backward: Callable[..., Any]
-  infer: Callable[..., Any]
-
-
-class HeadPrograms(NamedTuple):
-  """The compiled programs of the classifier with the loss.
-
-  Attributes:
-    train: (params, inputs, targets, opt_state, learning_rate) ->
-      (gradient of the inputs, params, opt_state, step, total).
-    infer: (params, inputs, targets, num_examples) -> (step, total).
-  """
-
-  train: Callable[..., Any]
-  infer: Callable[..., Any]
-
-
 # ------------------------------------------------------------------------------
-# Programs
+# The training step
 # ------------------------------------------------------------------------------
 
 
-def block_programs(
-  module: model.ConvBlock,
-  inputs: Images | jax.ShapeDtypeStruct,
-  batch_size: int,
-) -> BlockPrograms:
-  """Compiles the programs of a block.
+def forward(
+  block: fused_block.ConvBlock, params: Tree, batch_stats: Tree, inputs: Any
+) -> tuple[jax.Array, Callable[..., Any], Tree]:
+  """Applies a block in training mode to `Images` or to the block before's activations.
 
-  Args:
-    module: The block.
-    inputs: Shapes, dtypes and shardings of what it gets: `Images`, or the activations
-      [batch_size, height, width, channels] of the block before it.
-    batch_size: Examples per batch.
+  Returns:
+    The activations, their pullback and the updated running statistics.
   """
-  pullback_structure: Any = None
+  x = inputs.batch(block.dtype) if isinstance(inputs, Images) else inputs
 
-  def forward(params: Any, batch_stats: Any, inputs: Any) -> Any:
-    def apply(params: Any, x: jax.Array) -> Any:
-      variables = {'params': params, 'batch_stats': batch_stats}
-      outputs, updated = module.apply(variables, x, train=True, mutable=['batch_stats'])
-      return outputs, updated['batch_stats']
+  def apply(params: Tree, x: jax.Array = x) -> tuple[jax.Array, Tree]:
+    variables = {'params': params, 'batch_stats': batch_stats}
+    outputs: Any
+    outputs, updated = block.apply(variables, x, train=True, mutable=['batch_stats'])
+    return outputs, updated['batch_stats']
 
-    if isinstance(inputs, Images):  # Nobody needs the gradient of the images.
-      images = _batch_images(inputs, batch_size, module.dtype)
-      outputs, pullback, batch_stats = jax.vjp(
-        lambda params: apply(params, images), params, has_aux=True
-      )
-    else:
-      outputs, pullback, batch_stats = jax.vjp(apply, params, inputs, has_aux=True)
-    # JAX keeps the structures of what goes into programs, and this one holds jaxprs.
-    nonlocal pullback_structure
-    residuals, pullback_structure = jax.tree.flatten(pullback)
-    return (
-      outputs,
-      batch_stats,
-      [jax.lax.with_sharding_constraint(leaf, kept(leaf)) for leaf in residuals],
-    )
-
-  def kept(residual: Any) -> NamedSharding:
-    """Returns how a residual is kept: shared are activations, not parameters."""
-    return share if residual.ndim == 4 and residual.shape[0] == batch_size else alike
-
-  def backward(
-    residuals: Any, gradient: Any, params: Any, opt_state: Any, learning_rate: Any
-  ) -> Any:
-    pullback = jax.tree.unflatten(pullback_structure, residuals)
-    param_gradients, *input_gradient = pullback(gradient)
-    params, opt_state = _update(param_gradients, params, opt_state, learning_rate)
-    return (input_gradient or [None])[0], params, opt_state
-
-  def infer(params: Any, batch_stats: Any, inputs: Any) -> Any:
-    if isinstance(inputs, Images):
-      inputs = _batch_images(inputs, batch_size, module.dtype)
-    return module.apply(
-      {'params': params, 'batch_stats': batch_stats}, inputs, train=False
-    )
-
-  mesh, share, alike = _shardings(inputs)
-  shapes = model.block_shapes(module, _num_channels(inputs))
-  params, batch_stats = _structs((shapes['params'], shapes['batch_stats']), alike)
-  opt_state, learning_rate = _structs((_opt_state_shapes(params), _SCALAR), alike)
-  options = quick_compiler_options(mesh.devices.flat[0].platform)
-  with jax.set_mesh(mesh), concurrent.futures.ThreadPoolExecutor(1) as thread:
-    lowered = jax.jit(forward, out_shardings=(share, alike, None)).lower(
-      params, batch_stats, inputs
-    )
-    compiled_forward = thread.submit(lowered.compile, options)
-    outputs, _, residuals = lowered.out_info
-    compiled_backward = (
-      jax.jit(
-        backward, donate_argnames='opt_state', out_shardings=(share, alike, alike)
-      )
-      .lower(
-        [_struct(leaf, kept(leaf)) for leaf in residuals],
-        _struct(outputs, share),
-        params,
-        opt_state,
-        learning_rate,
-      )
-      .compile(options)
-    )
-    compiled_infer = (
-      jax.jit(infer, out_shardings=share)
-      .lower(params, batch_stats, inputs)
-      .compile(options)
-    )
-  return BlockPrograms(compiled_forward.result(), compiled_backward, compiled_infer)
+  # Nobody needs the gradient of the images.
+  primals = (params,) if isinstance(inputs, Images) else (params, x)
+  return jax.vjp(apply, *primals, has_aux=True)
 
 
-def head_programs(
-  module: model.Classifier, inputs: jax.ShapeDtypeStruct, targets: Targets
-) -> HeadPrograms:
-  """Compiles the programs of a classifier.
+def backward(
+  pullback: Callable[..., Any],
+  gradient: jax.Array,
+  params: Tree,
+  opt_state: Tree,
+  learning_rate: jax.Array,
+) -> tuple[jax.Array | None, Tree, Tree]:
+  """Returns the gradient of a block's inputs, its updated parameters and Adam state."""
+  gradients, *input_gradient = pullback(gradient)
+  params, opt_state = adam_update(gradients, params, opt_state, learning_rate)
+  return (input_gradient or [None])[0], params, opt_state
 
-  Args:
-    module: The classifier.
-    inputs: Shape, dtype and sharding of the last block's outputs.
-    targets: Shapes, dtypes and shardings of the targets in training.
+
+def train_head(
+  head: model.Classifier,
+  params: Tree,
+  x: jax.Array,
+  targets: Targets,
+  opt_state: Tree,
+  learning_rate: jax.Array,
+  total: jax.Array,
+) -> tuple[jax.Array, Tree, Tree, jax.Array, jax.Array]:
+  """Trains the head on a batch, and adds the loss to `total`.
+
+  Returns:
+    The gradient of x, updated parameters and Adam state, the next step, the new total.
   """
-  batch_size = inputs.shape[0]
+  labels = targets.batch()
 
-  def train(
-    params: Any, inputs: Any, targets: Targets, opt_state: Any, learning_rate: Any
-  ) -> Any:
-    labels = targets.labels[_batch_indices(targets.order, targets.step, batch_size)]
+  def loss(params: Tree, x: jax.Array) -> jax.Array:
+    logits = head.apply({'params': params}, x)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    def mean_loss(params: Any, inputs: jax.Array) -> jax.Array:
-      logits = module.apply({'params': params}, inputs)
-      return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    loss, (param_gradients, input_gradient) = jax.value_and_grad(
-      mean_loss, argnums=(0, 1)
-    )(params, inputs)
-    params, opt_state = _update(param_gradients, params, opt_state, learning_rate)
-    total = targets.total + loss
-    return input_gradient, params, opt_state, targets.step + 1, total
-
-  def infer(params: Any, inputs: Any, targets: Targets, num_examples: Any) -> Any:
-    labels = targets.labels[_batch_indices(targets.order, targets.step, batch_size)]
-    position = targets.step * batch_size + jnp.arange(batch_size)
-    logits: Any = module.apply({'params': params}, inputs)
-    correct = (jnp.argmax(logits, axis=-1) == labels) & (position < num_examples)
-    return targets.step + 1, targets.total.at[labels].add(correct.astype(jnp.int32))
-
-  mesh, share, alike = _shardings(inputs)
-  shapes = model.classifier_shapes(module, _num_channels(inputs))
-  params = _structs(shapes['params'], alike)
-  count = jax.ShapeDtypeStruct((), jnp.int32)
-  counts = jax.ShapeDtypeStruct((module.num_classes,), jnp.int32)
-  opt_state, learning_rate, num_examples, num_correct = _structs(
-    (_opt_state_shapes(params), _SCALAR, count, counts), alike
-  )
-  with jax.set_mesh(mesh):
-    compiled_train = (
-      jax.jit(
-        train,
-        donate_argnames='opt_state',
-        out_shardings=(share, alike, alike, alike, alike),
-      )
-      .lower(params, inputs, targets, opt_state, learning_rate)
-      .compile()
-    )
-    compiled_infer = (
-      jax.jit(infer, out_shardings=alike)
-      .lower(params, inputs, targets._replace(total=num_correct), num_examples)
-      .compile()
-    )
-  return HeadPrograms(compiled_train, compiled_infer)
+  value, (gradients, input_gradient) = jax.value_and_grad(loss, (0, 1))(params, x)
+  params, opt_state = adam_update(gradients, params, opt_state, learning_rate)
+  return input_gradient, params, opt_state, targets.step + 1, total + value
 
 
-@functools.cache
-def quick_compiler_options(platform: str) -> dict[str, str | bool] | None:
-  """Returns options with which XLA compiles faster; None if it has none.
-
-  Args:
-    platform: JAX's name of the platform; all but `cpu` have none.
-  """
-  if platform != 'cpu':
-    return None
-  candidates: list[dict[str, str | bool]] = [
-    {'xla_cpu_use_fusion_emitters': False},  # Its older code generator: jax 0.10.
-    {'xla_backend_optimization_level': '2'},
-  ]
-  for options in candidates:
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # No such option.
-      jax.jit(lambda: 0).lower().compile(options)
-      return options
-  return None
-
-
-_NUM_CORES = devices.num_cores()
-_COMPILERS = concurrent.futures.ThreadPoolExecutor(
-  _NUM_CORES, thread_name_prefix='compile'
-)
-
-
-_num_traced = 0  # Blocks, since JAX's caches were dropped last.
-
-
-@functools.lru_cache(maxsize=MAX_BLOCKS_IN_MEMORY)
-def _compiled(
-  compile_programs: Callable[..., Any], *arguments: Any
-) -> concurrent.futures.Future[Any]:
-  """Returns the programs to be, compiled in a thread unless they are in memory."""
-  global _num_traced
-  _num_traced += 1
-  return _COMPILERS.submit(compile_programs, *arguments)
-
-
-def _forget_traces() -> None:
-  """Drops JAX's own caches once they hold the traces of many blocks.
-
-  They keep some 0.8 MB of Python objects for every block ever compiled.
-  """
-  global _num_traced
-  if _num_traced >= MAX_BLOCKS_IN_MEMORY:
-    _num_traced = 0
-    jax.clear_caches()
-
-
-_SCALAR: Any = jax.ShapeDtypeStruct((), jnp.float32)
-
-
-def _update(
-  gradients: Any, params: Any, opt_state: Any, learning_rate: Any
-) -> tuple[Any, Any]:
-  optimizer = _optimizer(learning_rate)
+def adam_update(
+  gradients: Tree, params: Tree, opt_state: Tree, learning_rate: Any
+) -> tuple[Tree, Tree]:
+  """Returns the parameters and Adam's state of a module after a step."""
+  optimizer = adam(learning_rate)
   updates, opt_state = optimizer.update(gradients, opt_state, params)
   return optax.apply_updates(params, updates), opt_state
 
 
-def _opt_state_shapes(params: Any) -> Any:
-  return jax.eval_shape(_optimizer(0.0).init, params)
-
-
-def _optimizer(learning_rate: Any) -> optax.GradientTransformation:
+def adam(learning_rate: Any) -> optax.GradientTransformation:
+  """Returns the optimizer of a module."""
   # One vector of moments for all leaves of a module: fewer loops to compile.
   return optax.flatten(optax.adam(learning_rate))
 
 
-@functools.partial(jax.jit, static_argnames=('num_examples', 'length'))
-def _shuffle(key: jax.Array, *, num_examples: int, length: int) -> jax.Array:
-  """Returns a permutation of the training examples, padded to int32 [length]."""
-  order = jax.random.permutation(key, jnp.arange(num_examples, dtype=jnp.int32))
-  return jnp.resize(order, (length,))
+def infer(
+  block: fused_block.ConvBlock, params: Tree, batch_stats: Tree, inputs: Any
+) -> jax.Array:
+  """Applies a block in evaluation mode; arguments as in `forward`."""
+  x = inputs.batch(block.dtype) if isinstance(inputs, Images) else inputs
+  outputs: Any
+  outputs = block.apply({'params': params, 'batch_stats': batch_stats}, x, train=False)
+  return outputs
 
 
-def _batch_indices(order: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
-  indices = jax.lax.dynamic_slice_in_dim(order, step * batch_size, batch_size)
-  return jax.lax.with_sharding_constraint(indices, PartitionSpec(devices.BATCH))
+def count_correct(
+  head: model.Classifier,
+  params: Tree,
+  x: jax.Array,
+  targets: Targets,
+  num_examples: jax.Array,
+  total: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Adds a batch's correct predictions to `total`, int32 [num_classes].
 
-
-def _batch_images(images: Images, batch_size: int, dtype: Any) -> jax.Array:
-  """Returns the standardised batch [batch_size, height, width, channels]."""
-  indices = _batch_indices(images.order, images.step, batch_size)
-  pixels = images.pixels[indices].astype(jnp.float32)
-  return ((pixels - images.mean) / images.std).astype(dtype)
-
-
-def _num_channels(inputs: Images | jax.ShapeDtypeStruct) -> int:
-  return (inputs.pixels if isinstance(inputs, Images) else inputs).shape[-1]
-
-
-def _struct(leaf: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _structs(tree: Any, sharding: Sharding) -> Any:
-  return jax.tree.map(lambda leaf: _struct(leaf, sharding), tree)
-
-
-def _shardings(
-  inputs: Images | jax.ShapeDtypeStruct,
-) -> tuple[Mesh, NamedSharding, NamedSharding]:
-  """Returns the mesh of inputs, and how it has examples and how parameters."""
-  mesh = jax.tree.leaves(inputs)[0].sharding.mesh
-  return (
-    mesh,
-    NamedSharding(mesh, PartitionSpec(devices.BATCH)),
-    NamedSharding(mesh, PartitionSpec()),
-  )
+  Returns:
+    The next step, the new total.
+  """
+  labels = targets.batch()
+  batch_size = len(labels)
+  # The last batch is padded with examples that have been counted.
+  position = targets.step * batch_size + jnp.arange(batch_size)
+  logits: Any = head.apply({'params': params}, x)
+  correct = (jnp.argmax(logits, axis=-1) == labels) & (position < num_examples)
+  return targets.step + 1, total.at[labels].add(correct.astype(jnp.int32))
 
 
 # ------------------------------------------------------------------------------
-# Chains of programs
+# Epochs and evaluations
 # ------------------------------------------------------------------------------
-
-
-class _InFlight:
-  """The programs that the device has not ended yet, as far as the host knows."""
-
-  def __init__(self) -> None:
-    self._outputs: collections.deque[jax.Array] = collections.deque()
-
-  def add(self, outputs: Any) -> None:
-    """Counts one in by its outputs, of which a leaf is kept, and waits if need be."""
-    self._outputs.append(jax.tree.leaves(outputs)[0])
-    if len(self._outputs) > _MAX_IN_FLIGHT:
-      self._outputs.popleft().block_until_ready()
 
 
 class Trainer:
@@ -422,6 +169,8 @@ class Trainer:
     num_classes: Number of classes.
     class_names: Names of the classes, by label.
     image_shape: (height, width, channels).
+    description: Name, shape, sizes and classes of the data set, ready for JSON.
+    programs: The compiled programs.
   """
 
   def __init__(
@@ -434,70 +183,24 @@ class Trainer:
       batch_size: Examples per batch, at most the number of training examples.
       compute_dtype: Type of the blocks' computation, `float32` or `bfloat16`.
     """
-    splits = {
-      'train': dataset.train,
-      'validation': dataset.validation,
-      'test': dataset.test,
-    }
     self.batch_size = batch_size
     self.steps_per_epoch = len(dataset.train.labels) // batch_size
     self.examples_per_epoch = self.steps_per_epoch * batch_size
     self.num_classes = dataset.num_classes
     self.class_names = dataset.class_names
     self.image_shape = dataset.image_shape
-    self._dtype = jnp.dtype(compute_dtype).type
-    self._examples: dict[str, range] = {}
-    start = 0
-    for name, split in splits.items():
-      self._examples[name] = range(start, start + len(split.labels))
-      start += len(split.labels)
-
-    mesh = devices.batch_mesh(batch_size, self.image_shape)
-    self._share = NamedSharding(mesh, PartitionSpec(devices.BATCH))
-    self._alike = NamedSharding(mesh, PartitionSpec())
-    mean, std = datasets.channel_statistics(dataset.train.images)
-    self._pixels, self._labels, self._mean, self._std = self._put(
-      (
-        np.concatenate([split.images for split in splits.values()]),
-        np.concatenate([split.labels for split in splits.values()]),
-        mean,
-        std,
-      )
+    self.description = dataset.description
+    self.programs = programs.ProgramCache(
+      programs.BlockFunctions(_block_state_shapes, forward, backward, infer),
+      programs.HeadFunctions(_head_state_shapes, train_head, count_correct),
+      batch_size=batch_size,
+      num_threads=devices.num_cores(),
     )
-    self._num_examples = {
-      name: np.bincount(split.labels, minlength=self.num_classes)
-      for name, split in splits.items()
-    }
-    self._zero_step, self._zero_loss, self._zero_correct = self._put(
+    self._dtype = jnp.dtype(compute_dtype).type
+    self._data = DeviceData(dataset, batch_size)
+    self._zero_step, self._zero_loss, self._zero_correct = self._data.put(
       (np.int32(0), np.float32(0), np.zeros(self.num_classes, np.int32))
     )
-    # One length for all splits, so that all share the first block's programs.
-    longest = max(map(len, self._examples.values()))
-    self._order_length = -(-longest // batch_size) * batch_size
-    self._shuffle = functools.partial(
-      _shuffle, num_examples=len(dataset.train.labels), length=self._order_length
-    )
-
-  def compile(self, genotype: Genotype) -> None:
-    """Compiles a network's programs, in threads, unless they are in memory."""
-    self._programs(genotype)
-
-  def check_device(self) -> None:
-    """Raises JAX's error if the device computes nothing any more."""
-    (self._zero_loss + 1).block_until_ready()
-
-  def compile_ahead(self, genotypes: Sequence[Genotype]) -> None:
-    """Begins to compile what may be trained next, if training leaves cores idle.
-
-    It does not wait. Where all cores train, the compiler would take its time from them,
-    and some of it for networks that never come.
-
-    Args:
-      genotypes: The architectures.
-    """
-    if self._share.mesh.size < _NUM_CORES:
-      for genotype in genotypes:
-        self._futures(genotype)
 
   def train(
     self,
@@ -507,9 +210,7 @@ class Trainer:
     learning_rates: Sequence[float],
     on_epoch: Callable[[int, float], None] | None = None,
   ) -> dict[str, Any]:
-    """Trains a network with Adam on the cross-entropy (Section 4.2).
-
-    Adam starts from zero moments. Each epoch is a fresh permutation.
+    """Trains a network, with Adam's moments at zero in the beginning.
 
     Args:
       key: A JAX random key, for the permutations.
@@ -527,28 +228,6 @@ class Trainer:
       if on_epoch:
         on_epoch(epoch, loss)
     return state.variables
-
-  def initial_state(self, genotype: Genotype, variables: Variables) -> TrainingState:
-    """Returns the state before the first epoch, with Adam's moments at zero.
-
-    Args:
-      genotype: The architecture.
-      variables: Its variables; they are left as they are.
-    """
-    modules = [*map(model.block_name, genotype.blocks), model.CLASSIFIER]
-    params, batch_stats = dict(variables['params']), dict(variables['batch_stats'])
-    zeros = jax.tree.map(
-      lambda leaf: np.zeros(leaf.shape, leaf.dtype),
-      {name: _opt_state_shapes(params[name]) for name in modules},
-    )
-    return self.put_state(TrainingState(params, batch_stats, zeros))
-
-  def put_state(self, state: TrainingState) -> TrainingState:
-    """Puts a state on the device, in buffers that training may overwrite."""
-    opt_state = jax.device_put(state.opt_state, self._alike, may_alias=False)
-    return TrainingState(
-      self._put(state.params), self._put(state.batch_stats), opt_state
-    )
 
   def train_epoch(
     self,
@@ -571,41 +250,30 @@ class Trainer:
       The state after the epoch, and its mean loss.
     """
     blocks, head = self._programs(genotype)
-    names = [model.block_name(block) for block in genotype.blocks]
-    params = [state.params[name] for name in names]
-    stats = [state.batch_stats[name] for name in names]
-    opt_states = [state.opt_state[name] for name in names]
-    head_params = state.params[model.CLASSIFIER]
-    head_opt_state = state.opt_state[model.CLASSIFIER]
-
-    order = self._put(self._shuffle(jax.random.fold_in(key, epoch)))
-    rate = self._put(np.float32(learning_rate))
+    params, stats, opt_state = (dict(tree) for tree in state)
+    order = self._data.shuffled(jax.random.fold_in(key, epoch))
+    rate = self._data.put(np.float32(learning_rate))
     step, total = self._zero_step, self._zero_loss
-    in_flight = _InFlight()
+    in_flight = programs.InFlight()
     for _ in range(self.steps_per_epoch):
-      x, residuals = self._images(order, step), []
-      for index, block in enumerate(blocks):
-        x, stats[index], saved = block.forward(params[index], stats[index], x)
-        residuals.append(saved)
-        in_flight.add(stats[index])
-      targets = Targets(self._labels, order, step, total)
-      gradient, head_params, head_opt_state, step, total = head.train(
-        head_params, x, targets, head_opt_state, rate
+      x: Any = self._data.images(order, step)
+      targets, residuals = self._data.targets(order, step), {}
+      for name, block in blocks.items():
+        x, stats[name], residuals[name] = block.forward(params[name], stats[name], x)
+        in_flight.add(stats[name])
+      gradient, params[CLASSIFIER], opt_state[CLASSIFIER], step, total = head.train(
+        params[CLASSIFIER], x, targets, opt_state[CLASSIFIER], rate, total
       )
       in_flight.add(total)
-      for index in reversed(range(len(blocks))):
-        gradient, params[index], opt_states[index] = blocks[index].backward(
-          residuals.pop(), gradient, params[index], opt_states[index], rate
+      for name, block in reversed(blocks.items()):
+        gradient, params[name], opt_state[name] = block.backward(
+          residuals.pop(name), gradient, params[name], opt_state[name], rate
         )
-        in_flight.add(params[index])
+        in_flight.add(params[name])
 
-    state = TrainingState(
-      dict(zip(names, params), **{model.CLASSIFIER: head_params}),
-      dict(zip(names, stats)),
-      dict(zip(names, opt_states), **{model.CLASSIFIER: head_opt_state}),
-    )
     # The next epoch counts the programs in flight from none.
     jax.block_until_ready(params)
+    state = TrainingState(params, stats, opt_state)
     return state, float(total) / self.steps_per_epoch
 
   def accuracy(self, genotype: Genotype, variables: Variables, split: str) -> float:
@@ -617,108 +285,127 @@ class Trainer:
       split: `train`, `validation` or `test`; every example counts once.
     """
     correct = self.num_correct(genotype, variables, split)
-    return int(correct.sum()) / len(self._examples[split])
+    return int(correct.sum()) / int(self.num_examples(split).sum())
 
   def num_examples(self, split: str) -> np.ndarray:
-    """Returns how many examples of each class a split has, int64 [num_classes]."""
-    return self._num_examples[split]
+    """Returns the number of a split's examples of each class, int64 [num_classes]."""
+    return self._data.num_examples[split]
 
   def num_correct(
     self, genotype: Genotype, variables: Variables, split: str
   ) -> np.ndarray:
-    """Returns how many examples of each class a network classifies right.
+    """Returns the number of correct predictions of each class, int32 [num_classes].
 
     Args:
       genotype: The architecture.
       variables: Its variables.
       split: `train`, `validation` or `test`; every example counts once.
-
-    Returns:
-      int32 [num_classes].
     """
     blocks, head = self._programs(genotype)
-    names = [model.block_name(block) for block in genotype.blocks]
-    params, stats = self._put((variables['params'], variables['batch_stats']))
-    examples = self._examples[split]
-    num_steps = -(-len(examples) // self.batch_size)
-    order = np.resize(np.asarray(examples, np.int32), self._order_length)
-    order, num_examples = self._put((order, np.int32(len(examples))))
-    step, correct = self._zero_step, self._zero_correct
-    # `_InFlight` would keep activations alive, so every eighth block is waited for:
-    # half of what may be in flight, since there can be a head for each block.
-    waits = itertools.cycle([False] * (_MAX_IN_FLIGHT // 2 - 1) + [True])
-    for _ in range(num_steps):
-      x = self._images(order, step)
-      for name, block in zip(names, blocks):
+    params, stats = self._data.put((variables['params'], variables['batch_stats']))
+    order = self._data.in_order(split)
+    num_examples = self._data.put(np.int32(self.num_examples(split).sum()))
+    step, total = self._zero_step, self._zero_correct
+    # `InFlight` would keep activations alive, so every eighth block is waited for: half
+    # of what may be in flight, since there can be a head for each block.
+    waits = itertools.cycle([False] * (programs.MAX_IN_FLIGHT // 2 - 1) + [True])
+    for _ in range(self._data.num_steps(split)):
+      x: Any = self._data.images(order, step)
+      targets = self._data.targets(order, step)
+      for name, block in blocks.items():
         x = block.infer(params[name], stats[name], x)
         if next(waits):
           x.block_until_ready()
-      targets = Targets(self._labels, order, step, correct)
-      step, correct = head.infer(params[model.CLASSIFIER], x, targets, num_examples)
-    return np.asarray(correct)
+      step, total = head.infer(params[CLASSIFIER], x, targets, num_examples, total)
+    return np.asarray(total)
 
   def activations(
     self, genotype: Genotype, variables: Variables
   ) -> Iterator[np.ndarray]:
     """Yields a network's activations on a batch of the training split.
 
-    They are those of evaluation mode.
-
     Args:
       genotype: The architecture.
       variables: Its variables.
 
     Yields:
-      The images as the network sees them, and each block's outputs,
+      The images as the network sees them, and each block's outputs in evaluation mode,
       float32 [batch, height, width, channels].
     """
     blocks, _ = self._programs(genotype)
-    params, stats = self._put((variables['params'], variables['batch_stats']))
-    order = np.resize(np.asarray(self._examples['train'], np.int32), self._order_length)
-    x: Any = self._images(self._put(order), self._zero_step)
-    yield np.asarray((x.pixels[order[: self.batch_size]] - x.mean) / x.std)
-    for block, programs in zip(genotype.blocks, blocks):
-      name = model.block_name(block)
-      x = programs.infer(params[name], stats[name], x)
+    params, stats = self._data.put((variables['params'], variables['batch_stats']))
+    x: Any = self._data.images(self._data.in_order('train'), self._zero_step)
+    yield np.asarray((x.pixels[x.order[0]] - x.mean) / x.std)
+    for name, block in blocks.items():
+      x = block.infer(params[name], stats[name], x)
       yield np.asarray(x).astype(np.float32)
 
-  def _put(self, tree: Any) -> Any:
-    """Puts arrays on the device, whole on each if there are several."""
-    return jax.device_put(tree, self._alike)
+  def initial_state(self, genotype: Genotype, variables: Variables) -> TrainingState:
+    """Returns the state before the first epoch, with Adam's moments at zero."""
+    modules = [*map(model.block_name, genotype.blocks), CLASSIFIER]
+    params, batch_stats = dict(variables['params']), dict(variables['batch_stats'])
+    zeros = jax.tree.map(
+      lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+      {name: jax.eval_shape(adam(0.0).init, params[name]) for name in modules},
+    )
+    return self.put_state(TrainingState(params, batch_stats, zeros))
 
-  def _images(self, order: Any, step: Any) -> Images:
-    return Images(self._pixels, self._mean, self._std, order, step)
+  def put_state(self, state: TrainingState) -> TrainingState:
+    """Puts a state on the device, in buffers that training may overwrite."""
+    replicated = sharding.replicated(self._data.mesh)
+    opt_state = jax.device_put(state.opt_state, replicated, may_alias=False)
+    return TrainingState(
+      self._data.put(state.params), self._data.put(state.batch_stats), opt_state
+    )
 
-  def _programs(self, genotype: Genotype) -> tuple[list[BlockPrograms], HeadPrograms]:
-    """Returns the programs of a network, once they are compiled."""
-    try:
-      *blocks, head = [future.result() for future in self._futures(genotype)]
-    except (jax.errors.JaxRuntimeError, MemoryError):
-      # Compiled ahead it may have failed for want of memory; now it gets all there is.
-      _compiled.cache_clear()
-      *blocks, head = [future.result() for future in self._futures(genotype)]
-    _forget_traces()
-    return blocks, head
+  def compile(self, genotype: Genotype) -> None:
+    """Compiles a network's programs, in threads, unless they are in memory."""
+    self._programs(genotype)
 
-  def _futures(self, genotype: Genotype) -> list[concurrent.futures.Future[Any]]:
-    """Returns the programs of a network's blocks and of its classifier, to be."""
-    order = jax.ShapeDtypeStruct((self._order_length,), jnp.int32)
-    inputs: Any = _structs(self._images(order, self._zero_step), self._alike)
-    labels, total = _structs((self._labels, self._zero_loss), self._alike)
-    targets = Targets(labels, inputs.order, inputs.step, total)
-    _, height, width, _ = inputs.pixels.shape
-    futures = []
-    for block in genotype.blocks:
-      # Evaluations are some hundredths of the work: in them XLA's own convolution
-      # gains more by compiling three times faster than it loses by running slower.
-      module = model.conv_block(
-        block,
-        dtype=self._dtype,
-        conv_general_dilated=jax.lax.conv_general_dilated,
-      )
-      futures.append(_compiled(block_programs, module, inputs, self.batch_size))
-      height, width = -(-height // block.stride), -(-width // block.stride)
-      shape = (self.batch_size, height, width, block.filters)
-      inputs = jax.ShapeDtypeStruct(shape, self._dtype, sharding=self._share)
-    classifier = model.Classifier(self.num_classes)
-    return [*futures, _compiled(head_programs, classifier, inputs, targets)]
+  def compile_ahead(self, genotypes: Sequence[Genotype]) -> None:
+    """Begins to compile what may be trained next, if training leaves cores idle.
+
+    It does not wait. Where all cores train, the compiler would take its time from them,
+    and some of it for networks that never come.
+    """
+    if self._data.mesh.size < devices.num_cores():
+      for genotype in genotypes:
+        self.programs.submit(*self._modules(genotype))
+
+  def check_device(self) -> None:
+    """Raises JAX's error if the device computes nothing any more."""
+    (self._zero_loss + 1).block_until_ready()
+
+  def _programs(
+    self, genotype: Genotype
+  ) -> tuple[dict[str, BlockPrograms], HeadPrograms]:
+    """Returns the programs of a network by block, once they are compiled."""
+    names = map(model.block_name, genotype.blocks)
+    blocks, head = self.programs.network(*self._modules(genotype))
+    return dict(zip(names, blocks)), head
+
+  def _modules(self, genotype: Genotype) -> tuple[Any, ...]:
+    """Returns the modules of a network, and the shapes that they get."""
+    blocks = tuple(
+      fused_block.ConvBlock(b.filters, b.kernel_size, b.stride, self._dtype)
+      for b in genotype.blocks
+    )
+    return blocks, model.Classifier(self.num_classes), *self._data.shapes()
+
+
+def _block_state_shapes(
+  block: fused_block.ConvBlock, inputs: Any
+) -> tuple[Tree, Tree, Tree]:
+  """Returns the shapes of a block's parameters, statistics and Adam state."""
+  pixels = inputs.pixels if isinstance(inputs, Images) else inputs
+  shapes = model.block_shapes(block, pixels.shape[-1])
+  params = shapes['params']
+  return params, shapes['batch_stats'], jax.eval_shape(adam(0.0).init, params)
+
+
+def _head_state_shapes(
+  head: model.Classifier, inputs: jax.ShapeDtypeStruct
+) -> tuple[Tree, Tree]:
+  """Returns the shapes of a classifier's parameters and Adam state."""
+  params = model.classifier_shapes(head, inputs.shape[-1])['params']
+  return params, jax.eval_shape(adam(0.0).init, params)

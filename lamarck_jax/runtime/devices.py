@@ -8,15 +8,9 @@ import subprocess
 
 from absl import logging
 import jax
-from jax.sharding import AxisType, Mesh
 
-# Name of the mesh's axis.
-BATCH = 'batch'
+from lamarck_jax.xla import sharding
 
-# With less of a batch each, devices, and threads that share an operation, wait for one
-# another longer than they compute.
-_MIN_EXAMPLES = 16
-_MIN_PIXELS = 4096
 # Sets the size of XLA's pool of threads, in each process.
 _NUM_THREADS = 'PJRT_NPROC'
 _CUDA_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
@@ -65,7 +59,7 @@ def use_cores(batch_size: int, image_size: int | None = None) -> None:
     image_size: Height and width of the images, if they are known by now.
   """
   count = num_cores()
-  small = image_size is not None and _max_shards(batch_size, image_size**2) == 1
+  small = image_size is not None and sharding.max_shards(batch_size, image_size**2) == 1
   if small and not available_gpus():
     os.environ[_NUM_THREADS] = '1'
   elif count > 1:
@@ -74,28 +68,3 @@ def use_cores(batch_size: int, image_size: int | None = None) -> None:
       jax.config.update('jax_num_cpu_devices', count)
     except RuntimeError:
       logging.info('JAX has its devices already: batches are shared by these')
-
-
-def batch_mesh(batch_size: int, image_shape: tuple[int, ...]) -> Mesh:
-  """Returns the devices that share a batch.
-
-  These are as many of the CPU's as can have equal and sufficient shards, or one GPU or
-  TPU: these are kept busy by several searches, not by one.
-
-  Args:
-    batch_size: Examples per batch.
-    image_shape: (height, width, channels).
-  """
-  devices = jax.local_devices()
-  count = 1
-  if devices[0].platform == 'cpu':
-    height, width, _ = image_shape
-    most = min(len(devices), _max_shards(batch_size, height * width))
-    count = max(n for n in range(1, most + 1) if batch_size % n == 0)
-  return jax.make_mesh((count,), (BATCH,), (AxisType.Auto,), devices=devices[:count])
-
-
-def _max_shards(batch_size: int, num_pixels: int) -> int:
-  """Returns into how many sufficient shards a batch can be cut, at least 1."""
-  by_pixels = batch_size * num_pixels // _MIN_PIXELS
-  return max(1, min(batch_size // _MIN_EXAMPLES, by_pixels))

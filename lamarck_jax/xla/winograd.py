@@ -33,6 +33,17 @@ import numpy as np
 
 # Height and width of a tile of the output.
 TILE = 4
+# Bytes of one chunk's values before and after the products.
+CHUNK_BYTES = 2 * 2**20
+
+# For layers with at least this number of channels and filters (by kernel size and
+# stride), rows and columns, multiplications a batch: smaller ones gain less than they
+# take to compile. Behind a stride there are four times as many channels, and with too
+# many the transforms take longer than they save.
+_MIN_CHANNELS = {(3, 1): 16, (5, 1): 8, (5, 2): 8}
+_MAX_STRIDED_CHANNELS = 128
+_MIN_SIZE = 4
+_MIN_MULTIPLICATIONS = 10**7
 
 # The finite points for each size of kernel, of those tried the ones that round least.
 # Infinity is one more.
@@ -125,14 +136,90 @@ class Phases(NamedTuple):
     return x.swapaxes(1, 2).reshape(height, width, -1)
 
 
+def suits(
+  strides: tuple[int, int],
+  n: int,
+  kernel_shape: tuple[int, ...],
+  size: Sequence[int],
+) -> bool:
+  """Returns whether this form is the faster one for a layer.
+
+  Args:
+    strides: Along height and width.
+    n: Number of images in a batch.
+    kernel_shape: (kernel height, kernel width, channels, filters).
+    size: Height and width of the output.
+  """
+  height, width, channels, filters = kernel_shape
+  least = _MIN_CHANNELS.get((height, strides[0]))
+  return (
+    height == width
+    and strides[0] == strides[1]
+    and least is not None
+    and min(channels, filters) >= least
+    and (strides[0] == 1 or channels <= _MAX_STRIDED_CHANNELS)
+    and min(size) >= _MIN_SIZE
+    and n * math.prod(size) * math.prod(kernel_shape) >= _MIN_MULTIPLICATIONS
+  )
+
+
+def values_per_image(phases: Phases, channels: int, filters: int) -> int:
+  """Returns the values of one image before and after the products."""
+  points = phases.reduced_kernel_size + TILE - 1
+  return (
+    points**2
+    * math.prod(num_tiles(phases.size))
+    * (phases.stride**2 * channels + filters)
+  )
+
+
+def convolve(phases: Phases, kernel_values: jax.Array, x: jax.Array) -> jax.Array:
+  """Returns the convolution of a chunk, [n, *size, filters].
+
+  Args:
+    phases: The convolution.
+    kernel_values: Of its kernel at stride 1, see `transform_kernel`.
+    x: Images, [n, height, width, channels].
+  """
+  image = transform_image(phases.images(x), phases.reduced_kernel_size)
+  return output(product(image, kernel_values), x.shape[0], phases.size)
+
+
+def gradients(
+  phases: Phases, kernel_values: jax.Array, x: jax.Array, dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the gradient of a chunk, and its part of the kernel gradient's values.
+
+  Args:
+    phases: The convolution.
+    kernel_values: As in `convolve`, with channels and filters exchanged.
+    x: Images, [n, height, width, channels].
+    dy: Gradient of the output, [n, *size, filters].
+
+  Returns:
+    The gradient of x, and values [points^2, stride^2 channels, filters] to be summed
+    over the chunks for `kernel_gradient`.
+  """
+  image = transform_image(phases.images(x), phases.reduced_kernel_size)
+  gradient = transform_gradient(dy, phases.reduced_kernel_size)
+  dimage = image_gradient(
+    product(gradient, kernel_values), x.shape[0], num_tiles(phases.size)
+  )
+  (dx,) = jax.linear_transpose(phases.images, x)(dimage)
+  return dx, transposed_product(image, gradient)
+
+
+def kernel_gradient(
+  phases: Phases, kernel: jax.Array, products: jax.Array
+) -> jax.Array:
+  """Returns the gradient of a kernel from the sum of what `gradients` gave."""
+  dkernel = transform_kernel_gradient(products)
+  return jax.linear_transpose(phases.kernel, kernel)(dkernel)[0]
+
+
 def num_tiles(size: Sequence[int]) -> tuple[int, int]:
   """Returns the number of tiles along height and width of an output of that size."""
   return -(-size[0] // TILE), -(-size[1] // TILE)
-
-
-def num_points(kernel_size: int) -> int:
-  """Returns the number of points for a kernel of that size."""
-  return kernel_size + TILE - 1
 
 
 def transform_kernel(kernel: jax.Array) -> jax.Array:
@@ -252,7 +339,7 @@ def output(products: jax.Array, n: int, size: Sequence[int]) -> jax.Array:
   return pixels[:, : size[0], : size[1]]
 
 
-def kernel_gradient(products: jax.Array) -> jax.Array:
+def transform_kernel_gradient(products: jax.Array) -> jax.Array:
   """Returns the gradient of a kernel from that of its values, G^T products G.
 
   Args:
