@@ -29,7 +29,7 @@ from lamarck_jax.errors import DamagedError, UserError
 from lamarck_jax.evolution import EvolutionState, Individual
 from lamarck_jax.genotype import Genotype, SearchSpace
 from lamarck_jax.model import Variables
-from lamarck_jax.run_directory import records
+from lamarck_jax.run_directory import lock, records
 from lamarck_jax.run_directory.progress import Progress, print_dataset
 from lamarck_jax.runtime import allocator, environment
 from lamarck_jax.training import Trainer
@@ -178,7 +178,7 @@ def run(
   trainer = Trainer(
     dataset, batch_size=config.batch_size, compute_dtype=config.compute_dtype
   )
-  with records.locked(workdir):
+  with lock.locked(workdir):
     directory = records.RunDirectory(workdir, config.to_dict())
     start = {
       'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
@@ -222,7 +222,7 @@ def _run(
   result = {
     'best': {
       'evaluation': best.evaluation,
-      **records.genotype_to_json(best.genotype),
+      **best.genotype.to_json(),
       'fitness': best.fitness,
     },
     'num_evaluations': state.evolution.num_evaluations,
@@ -258,12 +258,12 @@ def _restore(
   states = [initial_state(config)]
   for event in events:
     fitness = None if event.get('failure') else event['fitness']
-    states.append(states[-1].tell(records.genotype_from_json(event), fitness))
+    states.append(states[-1].tell(Genotype.from_json(event), fitness))
 
   @functools.cache
   def read(number: int) -> Variables:
     variables = directory.read_weights(number)
-    genotype = records.genotype_from_json(events[number])
+    genotype = Genotype.from_json(events[number])
     model.check_variables(
       variables, genotype, trainer.image_shape[-1], trainer.num_classes
     )
@@ -363,7 +363,7 @@ def _evaluate(
   best = state.evolution.best
   event = {
     'evaluation': evaluation,
-    **records.genotype_to_json(child),
+    **child.to_json(),
     'parent': parent.evaluation if parent else None,
     'mutation': mutation.describe(parent.genotype, child) if parent else [],
     'fitness_at_birth': fitness_at_birth,
