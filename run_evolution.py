@@ -53,12 +53,10 @@ def _default_workdir() -> str:
 
 def _print_result(result: dict, workdir: str) -> None:
   """Prints the outcome of a search for a person to read."""
-  from lamarck_jax.run_directory import (
-    records,  # Imports JAX, which --help needs not wait for.
-  )
+  from lamarck_jax.genotype import Genotype  # Imports JAX: --help need not wait.
 
   best = result['best']
-  print(f'\nbest network        {records.genotype_from_json(best)}')
+  print(f'\nbest network        {Genotype.from_json(best)}')
   print(
     f'validation accuracy {best["fitness"]:.4f}'
     f'  (evaluation {best["evaluation"]} of {result["num_evaluations"]})'
@@ -67,7 +65,7 @@ def _print_result(result: dict, workdir: str) -> None:
     print(
       f'test accuracy       {checkpoint["test_accuracy"]:.4f}'
       f'  after {checkpoint["epochs"]} epochs and completion:'
-      f' {records.genotype_from_json(checkpoint)}'
+      f' {Genotype.from_json(checkpoint)}'
     )
   print(f'everything is in    {workdir}')
 

@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks import common
 from lamarck_jax import completion, model, search
 from lamarck_jax.data import datasets
+from lamarck_jax.genotype import Genotype
 from lamarck_jax.run_directory import records
 from lamarck_jax.runtime import process
 from lamarck_jax.training import Trainer
@@ -35,7 +36,7 @@ def measure(path: pathlib.Path, trainer: Trainer) -> dict[str, Any]:
   result = records.read_result(path)
   assert result is not None
   checkpoint = result['checkpoints'][-1]
-  genotype = records.genotype_from_json(checkpoint)
+  genotype = Genotype.from_json(checkpoint)
   number = checkpoint['evaluation']
   key = search.random_key(config.seed, number, search.Purpose.COMPLETION)
   fresh = model.init_variables(

@@ -66,7 +66,7 @@ def replay(workdir: str, events: Iterable[str]) -> None:
   print('ready', flush=True)
   for line in events:
     event = json.loads(line)
-    genotype = records.genotype_from_json(event)
+    genotype = Genotype.from_json(event)
     net: Any = build(genotype, images.shape[1], dataset.num_classes)
     net = net.to(device, memory_format=torch.channels_last)
     if event['parent'] is not None and config.inheritance != 'none':

@@ -92,7 +92,7 @@ def _outcome(
   totals = trainer.num_examples('test')
   return {
     'evaluation': individual.evaluation,
-    **records.genotype_to_json(genotype),
+    **genotype.to_json(),
     'fitness': individual.fitness,
     'validation_accuracy': trainer.accuracy(genotype, variables, 'validation'),
     'test_accuracy': int(correct.sum()) / int(totals.sum()),

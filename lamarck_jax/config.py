@@ -15,9 +15,6 @@ SETTINGS = (*PAPER_SETTINGS, 'overlap', 'net2net')
 # Fields that say where things are; a run may be resumed with other values.
 LOCATIONS = ('dataset.data_dir', 'dataset.manual_dir')
 
-# Fields that were added later, and what searches did before.
-ADDED_FIELDS = {'inheritance_noise': 0.03, 'learning_rate_schedule': 'constant'}
-
 
 def get_config(
   setting: str = 'lamarckian', *, baseline_2_epochs: int = 16

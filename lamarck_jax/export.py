@@ -164,7 +164,7 @@ def export(
   description = {
     'format_version': FORMAT_VERSION,
     'architecture': str(network.genotype),
-    **records.genotype_to_json(network.genotype),
+    **network.genotype.to_json(),
     'image_shape': network.image_shape,
     'class_names': network.class_names,
     'mean': network.mean,
@@ -210,7 +210,7 @@ def _load_run(path: pathlib.Path) -> tuple[Network, dict[str, Any]]:
   else:
     chosen = result['best']
     variables = directory.read_weights(chosen['evaluation'])
-  genotype = records.genotype_from_json(chosen)
+  genotype = Genotype.from_json(chosen)
   dataset = datasets.load(**config.dataset)
   channels = dataset.image_shape[-1]
   try:
@@ -258,7 +258,7 @@ def _load_exported(path: pathlib.Path) -> Network:
       )
     program = jax.export.deserialize(bytearray((path / _PROGRAM).read_bytes()))
     return Network(
-      records.genotype_from_json(description),
+      Genotype.from_json(description),
       tuple(description['image_shape']),
       tuple(description['class_names']),
       tuple(description['mean']),

@@ -4,8 +4,10 @@ Section 3 of the paper: a network is a stack of blocks (convolution, batch
 normalisation, ReLU), each with three evolvable integers.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -101,6 +103,44 @@ class Genotype:
         )
       blocks.append(Block(*(int(group or 1) for group in match.groups())))
     return cls(tuple(blocks))
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns the fields in which JSON files hold a genotype.
+
+    Returns:
+      `genotype`: [filters, kernel size, stride] of every block; `lineages`: their
+      lineages; `next_lineage`.
+    """
+    return {
+      'genotype': [[b.filters, b.kernel_size, b.stride] for b in self.blocks],
+      'lineages': [block.lineage for block in self.blocks],
+      'next_lineage': self.next_lineage,
+    }
+
+  @classmethod
+  def from_json(cls, fields: Mapping[str, Any]) -> 'Genotype':
+    """Returns the genotype that `to_json` wrote into these fields, among others.
+
+    Raises:
+      ValueError: If there is none in them; also KeyError and TypeError.
+    """
+    blocks = [
+      Block(filters, kernel_size, stride, lineage)
+      for (filters, kernel_size, stride), lineage in zip(
+        fields['genotype'], fields['lineages'], strict=True
+      )
+    ]
+    next_lineage = fields['next_lineage']
+    integers = [
+      next_lineage,
+      *(value for block in blocks for value in vars(block).values()),
+    ]
+    # The exact type: JSON's true is an instance of int, and 3.0 equals 3.
+    if not blocks or not all(type(value) is int for value in integers):
+      raise ValueError(
+        'genotype: got no blocks or a value of another type, want blocks of integers'
+      )
+    return cls(tuple(blocks), next_lineage=next_lineage)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from lamarck_jax.errors import UserError
 from lamarck_jax.evolution import EvolutionState, Individual
 from lamarck_jax.genotype import Genotype, SearchSpace
 from lamarck_jax.model import Variables
-from lamarck_jax.run_directory import records, recovery
+from lamarck_jax.run_directory import lock, records, recovery
 from lamarck_jax.run_directory.progress import Progress, print_dataset
 from lamarck_jax.runtime import allocator, environment, stopwatch
 from lamarck_jax.training import Trainer
@@ -164,7 +164,7 @@ def run(
     return result
   records.check(workdir, config.to_dict())
   trainer = _make_trainer(config)
-  with records.locked(workdir):
+  with lock.locked(workdir):
     directory = records.RunDirectory(workdir, config.to_dict())
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     directory.write_start(trainer.description, {'time': time, **environment.machine()})
@@ -360,7 +360,7 @@ def _record(
   parent = before.parent
   event = {
     'evaluation': trial.evaluation,
-    **records.genotype_to_json(child),
+    **child.to_json(),
     'parent': parent.evaluation if parent else None,
     'mutation': mutation_lib.describe(parent.genotype, child) if parent else [],
     'fitness_at_birth': trial.fitness_before,
@@ -391,7 +391,7 @@ def _summary(events: list[Event], state: SearchState) -> dict[str, Any]:
   return {
     'best': {
       'evaluation': best.evaluation,
-      **records.genotype_to_json(best.genotype),
+      **best.genotype.to_json(),
       'fitness': best.fitness,
     },
     'num_evaluations': state.evolution.num_evaluations,

@@ -13,6 +13,7 @@ import lamarck_jax
 from lamarck_jax import export, search
 from lamarck_jax.data import datasets, decoding
 from lamarck_jax.errors import UserError
+from lamarck_jax.genotype import Genotype
 from lamarck_jax.run_directory import records
 from tests import conftest
 
@@ -176,7 +177,7 @@ def test_without_completion_the_best_network_is_exported(finished, tmp_path):
   result = search.run(config, tmp_path / 'run')
   network = export.export(tmp_path / 'run', tmp_path / 'out')
   assert network.test_accuracy is None
-  assert network.genotype == records.genotype_from_json(result['best'])
+  assert network.genotype == Genotype.from_json(result['best'])
   split = datasets.load(**config.dataset).validation
   accuracy = np.mean(network(split.images).argmax(-1) == split.labels)
   assert accuracy == pytest.approx(result['best']['fitness'], abs=1e-9)

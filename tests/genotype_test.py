@@ -1,6 +1,7 @@
 """Tests of `genotype`."""
 
 import dataclasses
+import json
 import re
 
 from hypothesis import given, settings
@@ -254,3 +255,46 @@ def test_generators_of_different_keys_draw_different_numbers():
     [genotype_lib.generator(jax.random.key(seed)).random(4) for seed in range(50)]
   )
   assert len(np.unique(draws)) == draws.size
+
+
+# ------------------------------------------------------------------------------
+# JSON
+# ------------------------------------------------------------------------------
+
+_blocks_by_lineage = st.dictionaries(
+  st.integers(0, 99), st.tuples(_integers, _integers, _integers), min_size=1
+)
+
+
+@_BOUNDED
+@given(_blocks_by_lineage, st.integers(0, 200))
+def test_a_genotype_is_read_from_json_with_its_lineages(blocks, next_lineage):
+  genotype = Genotype(
+    tuple(Block(*integers, lineage) for lineage, integers in blocks.items()),
+    next_lineage=next_lineage,
+  )
+  fields = json.loads(json.dumps(genotype.to_json()))
+  assert fields['genotype'] == [list(integers) for integers in blocks.values()]
+  read = Genotype.from_json({**fields, 'fitness': 0.5})
+  assert read == genotype
+  assert _lineages(read) == list(blocks)
+  assert read.next_lineage == genotype.next_lineage
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'genotype': []},
+    {'genotype': [], 'lineages': []},
+    {'genotype': [[16, 3]]},
+    {'genotype': [[16, 3, True]]},
+    {'genotype': [[16.0, 3, 1]]},
+    {'genotype': 7},
+    {'lineages': ['0']},
+    {'next_lineage': None},
+  ],
+  ids=str,
+)
+def test_json_that_holds_no_genotype_is_refused(change):
+  with pytest.raises((ValueError, TypeError)):
+    Genotype.from_json({**Genotype.parse('16c3').to_json(), **change})

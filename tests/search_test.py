@@ -170,7 +170,7 @@ def test_only_weights_that_are_needed_stay_on_disk(tiny_config, tmp_path):
 
   def check(event):
     nonlocal state
-    state = state.tell(records.genotype_from_json(event), event['fitness'])
+    state = state.tell(Genotype.from_json(event), event['fitness'])
     on_disk = {int(path.stem) for path in (workdir / 'weights').iterdir()}
     assert on_disk == state.needed
     assert state.evolution.parent is not None
@@ -311,7 +311,7 @@ def test_completed_weights_reach_the_recorded_test_accuracy(tiny_config, undistu
   trainer = training.Trainer(dataset, batch_size=tiny_config.batch_size)
   for checkpoint in result['checkpoints']:
     accuracy = trainer.accuracy(
-      records.genotype_from_json(checkpoint),
+      Genotype.from_json(checkpoint),
       directory.read_completed_weights(checkpoint['evaluation']),
       'test',
     )
@@ -329,7 +329,7 @@ def test_events_hold_what_the_algorithm_asked_for(tiny_config, undisturbed):
   for event in read_events(workdir):
     key = search.random_key(1, event['evaluation'], search.Purpose.MUTATION)
     child = evolution.ask(key, state.evolution)
-    recorded = records.genotype_from_json(event)
+    recorded = Genotype.from_json(event)
     assert recorded == child
     assert [block.lineage for block in recorded.blocks] == [
       block.lineage for block in child.blocks
@@ -365,7 +365,7 @@ def test_the_next_child_is_among_those_compiled_ahead(
   )
   search.run(tiny_config, tmp_path / 'run')
   children = [
-    records.genotype_from_json(event) for event in records.read_events(tmp_path / 'run')
+    Genotype.from_json(event) for event in records.read_events(tmp_path / 'run')
   ]
   assert len(foreseen) == len(children)
   assert foreseen.pop() == []

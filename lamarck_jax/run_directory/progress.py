@@ -1,4 +1,4 @@
-"""What a person sees while a search runs."""
+"""What a search prints while it runs: a progress bar, or plain lines in a log."""
 
 from collections.abc import Mapping
 import sys
@@ -11,11 +11,11 @@ from lamarck_jax.genotype import Genotype
 
 
 def print_dataset(description: Mapping[str, Any], file: TextIO | None = None) -> None:
-  """Says what a search is about to be trained on, in one line.
+  """Prints one line with the sizes, image shape and classes of a data set.
 
   Args:
-    description: As `Dataset.description` has it.
-    file: Where to write; standard error by default.
+    description: `Dataset.description`.
+    file: Where to print; standard error by default.
   """
   sizes = ', '.join(
     f'{description[f"num_{split}"]:,} {split}'
@@ -31,7 +31,7 @@ def print_dataset(description: Mapping[str, Any], file: TextIO | None = None) ->
 
 
 class Progress:
-  """A live line on a terminal, and a plain line per evaluation elsewhere."""
+  """A progress bar on a terminal; elsewhere one plain line per evaluation."""
 
   def __init__(
     self, budget_epochs: int, epochs_used: int = 0, file: TextIO | None = None
@@ -40,8 +40,8 @@ class Progress:
 
     Args:
       budget_epochs: Training epochs of the whole search.
-      epochs_used: Those used when the search was resumed.
-      file: Where to write; standard error by default.
+      epochs_used: Training epochs before the search was resumed.
+      file: Where to print; standard error by default.
     """
     self._file = file or sys.stderr
     self._start = time.monotonic()
@@ -56,7 +56,7 @@ class Progress:
     self._bar.close()
 
   def training(self, evaluation: int, genotype: Genotype) -> None:
-    """Says which network is trained now."""
+    """Shows which network is being trained."""
     self._bar.set_description_str(f'#{evaluation} {genotype}  {self._last}')
 
   def epoch(self) -> None:
@@ -66,12 +66,12 @@ class Progress:
   def evaluated(
     self, event: dict[str, Any], genotype: Genotype, images_per_second: float
   ) -> None:
-    """Says how an evaluation ended.
+    """Shows the outcome of an evaluation.
 
     Args:
-      event: What was recorded of it.
+      event: Its event, as recorded.
       genotype: The network that was trained.
-      images_per_second: Speed of its training.
+      images_per_second: Training throughput.
     """
     self._last = (
       f'fitness {event["fitness"]:.4f}  best {event["best_fitness"]:.4f}'
@@ -80,6 +80,7 @@ class Progress:
     self._bar.set_description_str(f'#{event["evaluation"]} {genotype}  {self._last}')
     if self._bar.disable:
       epochs_used, budget = event['epochs_used'], self._bar.total
+      # Epochs before the search was resumed took none of this process's time.
       rate = (epochs_used - self._first_epoch) / (time.monotonic() - self._start)
       left = tqdm.format_interval(max(budget - epochs_used, 0) / rate)
       print(
@@ -91,7 +92,7 @@ class Progress:
 
 
 class CompletionProgress:
-  """The same while a checkpoint is trained to completion."""
+  """Progress of the training of one checkpoint to completion."""
 
   def __init__(
     self,
@@ -101,14 +102,14 @@ class CompletionProgress:
     epochs_done: int = 0,
     file: TextIO | None = None,
   ):
-    """Says which network is trained.
+    """Shows which network is being trained.
 
     Args:
       evaluation: Index of the evaluation that found it.
       genotype: The network.
       num_epochs: Epochs of the whole schedule.
-      epochs_done: Those done when it was resumed.
-      file: Where to write; standard error by default.
+      epochs_done: Epochs before the completion was resumed.
+      file: Where to print; standard error by default.
     """
     self._file = file or sys.stderr
     self._name = f'evaluation {evaluation}  {genotype}'
@@ -128,11 +129,7 @@ class CompletionProgress:
     self._bar.update()
 
   def tested(self, outcome: Mapping[str, Any]) -> None:
-    """Says what became of it.
-
-    Args:
-      outcome: What was recorded of it.
-    """
+    """Shows the accuracies in an outcome, as `RunDirectory.write_completed` has it."""
     if self._bar.disable:
       self._print(
         f'validation {outcome["validation_accuracy"]:.4f}'

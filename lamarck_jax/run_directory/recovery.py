@@ -52,12 +52,12 @@ def restore(
   states = [initial]
   for event in events:
     fitness = None if event.get('failure') else event['fitness']
-    states.append(states[-1].tell(records.genotype_from_json(event), fitness))
+    states.append(states[-1].tell(Genotype.from_json(event), fitness))
 
   @functools.cache
   def read(number: int) -> Mapping[str, Any]:
     variables = directory.read_weights(number)
-    check(records.genotype_from_json(events[number]), variables)
+    check(Genotype.from_json(events[number]), variables)
     return variables
 
   damage = ''

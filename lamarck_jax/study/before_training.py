@@ -14,6 +14,7 @@ import numpy as np
 
 from lamarck_jax import net2net
 from lamarck_jax.errors import UserError
+from lamarck_jax.genotype import Genotype
 from lamarck_jax.run_directory import records
 from lamarck_jax.runtime import command_line
 from lamarck_jax.study import analysis
@@ -63,7 +64,7 @@ def collect(root: pathlib.Path) -> list[Births]:
       if event['parent'] is None or event['fitness_at_birth'] is None:
         continue
       parent = events[event['parent']]
-      before, after = map(records.genotype_from_json, (parent, event))
+      before, after = map(Genotype.from_json, (parent, event))
       exact = net2net.is_exact(before, after, channels)
       key = (path.parent.name, ' + '.join(event['mutation']), exact)
       loss = parent['fitness'] - event['fitness_at_birth']

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from lamarck_jax import config as config_lib
 from lamarck_jax.errors import UserError
-from lamarck_jax.run_directory import records
+from lamarck_jax.run_directory import lock, records
 from lamarck_jax.runtime import command_line, signals
 from lamarck_jax.study import results
 from lamarck_jax.study.executors import LocalEngine, Outcome, RayEngine, Task
@@ -75,7 +75,7 @@ def run(
         deaths[task] = epochs, count
         if count < MAX_FRUITLESS_DEATHS:
           logging.warning('the worker of %s died; it goes on', task.name)
-          records.break_lock(task.workdir)  # It may have been on another machine.
+          lock.break_lock(task.workdir)  # It may have been on another machine.
           waiting.insert(0, task)
           continue
         reason = ' '.join(

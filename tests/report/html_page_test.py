@@ -17,6 +17,7 @@ import pytest
 
 from lamarck_jax import evolution, mutation, search
 from lamarck_jax.errors import UserError
+from lamarck_jax.genotype import Genotype
 from lamarck_jax.report import html_page
 from lamarck_jax.run_directory import records
 from lamarck_jax.study import results
@@ -46,7 +47,7 @@ def write_search(path, num_evaluations, finished=True):
     directory.append_event(
       {
         'evaluation': number,
-        **records.genotype_to_json(child),
+        **child.to_json(),
         'parent': parent.evaluation if parent else None,
         'mutation': mutation.describe(parent.genotype, child) if parent else [],
         'fitness_at_birth': None if failed else 0.1,
@@ -68,7 +69,7 @@ def write_search(path, num_evaluations, finished=True):
         'checkpoints': [
           {
             'epochs': num_evaluations,
-            **records.genotype_to_json(best.genotype),
+            **best.genotype.to_json(),
             'test_accuracy': 0.875,
             'test_accuracy_by_class': {'<b>cat</b>': 0.9, 'dog': 0.85, 'none': None},
           }
@@ -240,7 +241,7 @@ def test_the_tree_has_a_node_per_event_and_a_click_shows_the_network(
     for event in (events[3], events[5], events[-1]):
       page.locator(f'.node[data-evaluation="{event["evaluation"]}"]').click(force=True)
       details = page.locator('.details')
-      genotype = str(records.genotype_from_json(event))
+      genotype = str(Genotype.from_json(event))
       assert details.locator('dd').first.inner_text() == genotype
       assert details.locator('.network .block').count() == len(event['genotype'])
       if event['failure']:

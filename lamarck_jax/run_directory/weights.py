@@ -1,0 +1,88 @@
+"""Trees of arrays as safetensors files with a checksum, and the names of these files.
+
+Safetensors holds arrays and text alone: unlike a pickle, a file runs no code when read.
+"""
+
+from collections.abc import Mapping
+import pathlib
+import re
+from typing import Any, Literal, cast
+import zlib
+
+from flax import traverse_util
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from lamarck_jax.errors import DamagedError
+from lamarck_jax.run_directory import durable
+
+# What an individual's weights come from: its evaluation during the search, a completion
+# that is still running, or one that has ended.
+Stage = Literal['search', 'completing', 'completed']
+
+_FILE_NAME = re.compile(r'(?:(completing|completed)_)?(\d{6,})\.safetensors')
+
+
+def file_name(evaluation: int, stage: Stage = 'search') -> str:
+  """Returns the name of a file of weights, e.g. `completed_000123.safetensors`."""
+  prefix = '' if stage == 'search' else f'{stage}_'
+  return f'{prefix}{evaluation:06d}.safetensors'
+
+
+def parse_file_name(name: str) -> tuple[int, Stage] | None:
+  """Returns the evaluation and stage that a file's name has, or None if it has none."""
+  match = _FILE_NAME.fullmatch(name)
+  if match is None:
+    return None
+  stage, evaluation = match.groups(default='search')
+  return int(evaluation), cast(Stage, stage)
+
+
+def write(path: pathlib.Path, variables: Mapping[str, Any]) -> None:
+  """Writes a tree of arrays; it is on disk when this returns.
+
+  Args:
+    path: The file; it is replaced as a whole.
+    variables: Nested dictionaries of arrays of any shape and dtype.
+
+  Raises:
+    StorageError: If it cannot be written.
+  """
+  leaves = traverse_util.flatten_dict(variables, sep='/')
+  # Safetensors writes memory as it lies, and reads it in C order.
+  arrays = {name: np.asarray(leaf, order='C') for name, leaf in leaves.items()}
+  content = safetensors.numpy.save(arrays, {'crc32': _checksum(arrays)})
+  durable.write(path, content)
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the tree that `write` wrote, with NumPy arrays.
+
+  Raises:
+    DamagedError: If there is no file, or it is damaged.
+  """
+  try:
+    with safetensors.safe_open(path, 'numpy') as file:
+      arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+      written = (file.metadata() or {}).get('crc32')
+  # Besides its own error, safetensors raises others on damaged files.
+  except Exception as error:
+    raise DamagedError(
+      f'weights: got {path} unreadable ({error}), want a safetensors file'
+    ) from error
+  checksum = _checksum(arrays)
+  if checksum != written:
+    raise DamagedError(
+      f'weights: got {path} with checksum {checksum}, want {written!r} as written'
+    )
+  return traverse_util.unflatten_dict(arrays, sep='/')
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+  value = 0
+  for name in sorted(arrays):
+    array = arrays[name]
+    value = zlib.crc32(f'{name} {array.dtype} {array.shape}'.encode(), value)
+    value = zlib.crc32(array.tobytes(), value)
+  return f'{value:08x}'
