@@ -1,4 +1,16 @@
-"""Images as arrays: `datasets.load`, and the readers behind it.
+"""Image data sets as arrays.
 
-`datasets` is all that the search needs; read the rest to add a source of images.
+`datasets` is all that a search needs: `datasets.load` returns the training,
+validation and test split of a named data set. Read the rest to add a source of
+images or an archive format:
+
+  datasets          the public module: `load`, `Dataset`, `Split`
+  source            what a reader returns
+  digits            scikit-learn's digits
+  own_images        the user's images, from an npz file or a folder
+  tfds_reading      prepared TFDS data sets, read without TensorFlow
+  tfds_preparation  downloads and prepares the data sets of the paper
+  archives          the archive formats of MNIST and CIFAR
+  decoding          decodes and resizes images with Pillow
+  array_cache       keeps the decoded arrays of a prepared data set
 """

@@ -1,11 +1,11 @@
-"""Decoding and resizing of images."""
+"""Decodes and resizes images with Pillow."""
 
 import os
 from typing import BinaryIO
 
 import numpy as np
 
-# What data sets of images hold; Pillow's other readers are not for data.
+# Pillow has many more readers; fewer of them meet files of unknown origin this way.
 FORMATS = ('PNG', 'JPEG', 'GIF', 'BMP')
 
 
@@ -13,11 +13,11 @@ def decode(file: str | os.PathLike[str] | BinaryIO, channels: int) -> np.ndarray
   """Returns an encoded image as uint8 [height, width, channels].
 
   Args:
-    file: The image's file.
+    file: Path or open file of the image.
     channels: 1 for gray, 3 for colour.
 
   Raises:
-    Exception: Whatever Pillow's readers raise on what is no sound image.
+    Exception: Pillow's readers raise errors of many types on a damaged file.
   """
   from PIL import Image
 
@@ -27,10 +27,10 @@ def decode(file: str | os.PathLike[str] | BinaryIO, channels: int) -> np.ndarray
 
 
 def resize(image: np.ndarray, image_size: int) -> np.ndarray:
-  """Returns an image with that many pixels per side, by area averaging.
+  """Resizes an image to a square by area averaging.
 
   Args:
-    image: uint8 [height, width, channels], of 1 or 3 channels.
+    image: uint8 [height, width, channels], with 1 or 3 channels.
     image_size: Pixels per side.
 
   Returns:

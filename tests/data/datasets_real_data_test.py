@@ -1,9 +1,9 @@
-"""Tests of `datasets` on the real CIFAR-10 and Fashion-MNIST.
+"""Loading the real CIFAR-10 and Fashion-MNIST.
 
-They are skipped where tfds has no such prepared data. The last one also needs the
-official archives of Fashion-MNIST: the Debian package dataset-fashion-mnist has
-them, but for the name and the time in the gzip headers. LAMARCK_FASHION_MNIST_DEB
-is the path of the package, or of a folder with its four archives.
+Skipped unless TFDS finds them prepared. The last test also needs the official archives
+of Fashion-MNIST. The Debian package dataset-fashion-mnist has them without the name and
+the time in the gzip headers; LAMARCK_FASHION_MNIST_DEB is the path of the package, or
+of a folder with its four archives.
 """
 
 import io
@@ -21,7 +21,7 @@ from lamarck_jax.data import datasets
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 _PACKAGES_DIR = '~/tensorflow_datasets/downloads/packages'
-_GZIP_TIMES = {'train': 1504176606, 't10k': 1504176627}  # Of the official archives.
+_GZIP_TIMES = {'train': 1504176606, 't10k': 1504176627}  # In the official archives.
 _GZIP_NAME_FLAG = 8
 
 
@@ -82,7 +82,7 @@ print(time.monotonic() - start)
     )
     for _ in range(3)
   ]
-  assert min(seconds) < 2  # The least: other processes may have had the machine.
+  assert min(seconds) < 2  # Other processes may slow down single runs.
 
 
 def _stripped_archives() -> dict[str, bytes]:
@@ -124,7 +124,7 @@ def _read_deb(path: pathlib.Path) -> dict[str, bytes]:
 
 
 def _official(filename: str, stripped: bytes) -> bytes:
-  """Returns the archive with the name and the time back in its gzip header."""
+  """Returns the archive with name and time restored in its gzip header."""
   magic, tail = stripped[:3], stripped[8:]
   time = _GZIP_TIMES[filename.split('-')[0]].to_bytes(4, 'little')
   name = filename.removesuffix('.gz').encode() + b'\0'

@@ -87,9 +87,7 @@ def test_a_folder_gives_its_images_and_the_names_of_its_classes(tmp_path):
 
 
 @pytest.mark.parametrize('channels', [1, 3])
-def test_gray_images_have_one_channel_and_a_single_colour_one_makes_three(
-  tmp_path, channels
-):
+def test_gray_images_have_one_channel_unless_one_of_them_has_colour(tmp_path, channels):
   name = _write_folder(tmp_path, channels=1)
   if channels == 3:
     Image.fromarray(_images(1)[0]).save(tmp_path / 'train' / 'dog' / 'last.jpg')
@@ -122,14 +120,17 @@ def test_images_of_many_sizes_can_be_resized(tmp_path):
     ({'y_train': np.arange(60) / 3}, 'integers'),
     ({'y_train': np.arange(60) % 3 - 1}, 'labels from 0'),
     ({'y_train': np.full(60, 10**9)}, 'fewer classes'),
-    ({'y_train': np.arange(60) % 2 * 2}, "class '1' has no images"),
-    ({'y_train': np.zeros(60, int)}, '2 or more'),
+    ({'y_train': np.arange(60) % 2 * 2}, "class '1': got no training images"),
+    ({'y_train': np.zeros(60, int)}, 'at least 2'),
     ({'class_names': np.array(['a'])}, 'class_names'),
     ({'x_train': _images(4), 'y_train': np.arange(4) % 3}, 'at least 6'),
-    ({'x_test': _images(3, size=10), 'y_test': np.arange(3)}, 'one shape'),
+    (
+      {'x_test': _images(3, size=10), 'y_test': np.arange(3)},
+      'want the 9x10x3',
+    ),
   ],
 )
-def test_what_is_wrong_in_an_npz_is_named(tmp_path, arrays, wanted):
+def test_an_unsuitable_npz_is_refused_with_the_reason(tmp_path, arrays, wanted):
   name = _write_npz(tmp_path / 'own.npz', **arrays)
   with pytest.raises(DatasetError) as raised:
     datasets.load(name)
@@ -144,7 +145,7 @@ class _Evil:
 
 
 @pytest.mark.parametrize('content', [b'', b'PK', b'no zip', pickle.dumps(_Evil())])
-def test_a_file_that_is_no_npz_is_named(tmp_path, content):
+def test_a_file_that_is_not_an_npz_is_refused_by_name(tmp_path, content):
   (tmp_path / 'own.npz').write_bytes(content)
   with pytest.raises(DatasetError, match=r'own\.npz'):
     datasets.load(f'npz:{tmp_path / "own.npz"}')
@@ -159,7 +160,7 @@ def test_an_npz_with_pickles_runs_no_code(tmp_path):
 
 
 @pytest.mark.parametrize('seed', range(40))
-def test_a_damaged_npz_is_named_or_read(tmp_path, seed):
+def test_a_damaged_npz_is_read_or_refused_by_name(tmp_path, seed):
   path = tmp_path / 'own.npz'
   name = _write_npz(path)
   rng = np.random.default_rng(seed)
@@ -212,7 +213,7 @@ def _break_folder(path, how):
     'no test images',
   ],
 )
-def test_what_is_wrong_in_a_folder_is_named(tmp_path, how):
+def test_an_unsuitable_folder_is_refused_with_the_reason(tmp_path, how):
   name, wanted = _break_folder(tmp_path, how)
   with pytest.raises(DatasetError) as raised:
     datasets.load(name)

@@ -1,0 +1,92 @@
+"""A cache of decoded arrays, so that 60,000 images load in about a second.
+
+It is a file inside the folder of the prepared data set, and is removed with it.
+"""
+
+from collections.abc import Mapping
+import hashlib
+import io
+import os
+import pathlib
+from typing import Any
+import uuid
+
+from absl import logging
+import numpy as np
+
+_FOLDER = 'lamarck_jax_cache'
+_ARRAYS = ('train_images', 'train_labels', 'test_images', 'test_labels')
+_FORMAT = 1  # Increase it when other arrays are decoded from the same data.
+
+
+def read(
+  prepared_dir: pathlib.Path, image_size: int | None
+) -> dict[str, np.ndarray] | None:
+  """Returns the arrays given to `write`, or None without a valid cache.
+
+  Args:
+    prepared_dir: Folder of the prepared data set.
+    image_size: Pixels per side that the images were resized to, or None.
+  """
+  path = _path(prepared_dir, image_size)
+  try:
+    # NumPy checks the CRC-32 of every array that is read to its end.
+    with np.load(path, allow_pickle=False) as cache:
+      if np.array_equal(cache['fingerprint'], _fingerprint(prepared_dir, image_size)):
+        return {key: cache[key] for key in _ARRAYS}
+    logging.info('%s belongs to other data: replacing it.', path)
+  except FileNotFoundError:
+    pass
+  except Exception as error:  # Errors of many types, by kind of damage.
+    logging.info('%s cannot be read: replacing it (%s).', path, error)
+  return None
+
+
+def write(
+  prepared_dir: pathlib.Path,
+  image_size: int | None,
+  arrays: Mapping[str, np.ndarray],
+) -> None:
+  """Caches arrays; logs if the folder is not writable, as the cache is optional."""
+  path = _path(prepared_dir, image_size)
+  try:
+    fingerprint = _fingerprint(prepared_dir, image_size)
+    members: dict[str, Any] = {'fingerprint': fingerprint, **arrays}
+    buffer = io.BytesIO()
+    np.savez(buffer, **members)
+    path.parent.mkdir(exist_ok=True)
+    _write(path, buffer.getvalue())
+  except OSError as error:
+    logging.info('Decoded images are not cached: %s', error)
+
+
+def _path(prepared_dir: pathlib.Path, image_size: int | None) -> pathlib.Path:
+  size = 'native' if image_size is None else f'{image_size}px'
+  return prepared_dir / _FOLDER / f'{size}.npz'
+
+
+def _fingerprint(prepared_dir: pathlib.Path, image_size: int | None) -> np.ndarray:
+  """Returns a digest of the files that describe what was prepared, uint8 [32]."""
+  digest = hashlib.sha256(f'{_FORMAT} {image_size}'.encode())
+  for filename in ('dataset_info.json', 'features.json'):
+    digest.update((prepared_dir / filename).read_bytes())
+  return np.frombuffer(digest.digest(), np.uint8)
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+  """Replaces a file such that after a crash it is the old or the new one, whole."""
+  # Other processes may write the same cache, so the name has to be unique.
+  temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp')
+  try:
+    with temporary.open('xb') as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
+  folder = os.open(path.parent, os.O_RDONLY)
+  try:
+    os.fsync(folder)
+  finally:
+    os.close(folder)
