@@ -33,9 +33,9 @@ import jax
 import numpy as np
 import scipy.linalg
 
-from lamarck_jax import _moments, model
 from lamarck_jax import genotype as genotype_lib
-from lamarck_jax._moments import Moments
+from lamarck_jax import model
+from lamarck_jax._moments import Moments, estimated_from, estimated_moments
 from lamarck_jax._moments import moments as moments  # Where callers find it.
 from lamarck_jax.genotype import Block, Genotype
 from lamarck_jax.model import Variables
@@ -123,7 +123,7 @@ def inherit(
     ValueError: If `image_shape` is needed and not given.
   """
   old = jax.tree.map(np.asarray, dict(parent_variables))
-  known = parent_moments or _moments.estimated_from(parent, old)
+  known = parent_moments or estimated_from(parent, old)
   names = [model.block_name(block) for block in parent.blocks]
   dense = old['params'][model.CLASSIFIER]['dense']
   layers = [old['params'][name]['conv'] for name in names] + [dense]
@@ -370,7 +370,7 @@ def insert_identity(
     'norm': {'scale': scale, 'bias': mean},
   }
   stats = {'norm': {'mean': mean.copy(), 'var': variance}}
-  outputs = _moments.estimated_moments(params, stats, inputs) if signed else inputs
+  outputs = estimated_moments(params, stats, inputs) if signed else inputs
   to_parent = signal.to_parent.compose(AffineMap(weights, offset))
   return (params, stats), Signal(outputs, signal.depth, to_parent)
 
