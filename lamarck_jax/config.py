@@ -36,7 +36,7 @@ ADDED_FIELDS = {'inheritance_noise': 0.03, 'learning_rate_schedule': 'constant'}
 # Checks
 # ------------------------------------------------------------------------------
 
-# Of a value and its configuration; returns what is wanted instead, None if it is good.
+# Maps a value and its configuration to what is wanted instead, or None if it is good.
 Check = Callable[[Any, config_dict.ConfigDict], str | None]
 
 
@@ -124,11 +124,6 @@ def _num_train(value: Any, config: config_dict.ConfigDict) -> str | None:
   return None if enough else f'at least one batch, {config.batch_size}'
 
 
-def _completion_epochs(values: Any, config: config_dict.ConfigDict) -> str | None:
-  such_as = ', the last epoch of each phase, such as (10, 20, 30)'
-  return _integers(1, such_as=such_as)(values, config)
-
-
 def _completion_rates(rates: Any, config: config_dict.ConfigDict) -> str | None:
   epochs = config.completion.epochs
   if (
@@ -150,7 +145,7 @@ def _if_completing(check: Check) -> Check:
 # Fields
 # ------------------------------------------------------------------------------
 
-# Field -> default and check. A type stands for None, or a value of that type.
+# Field -> default and check. A type as default means None, or else a value of the type.
 FIELDS: dict[str, tuple[Any, Check]] = {
   # Which of the settings compared this is; a label.
   'setting': ('lamarckian', _name('a name')),
@@ -166,43 +161,42 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   'learning_rate': (1e-3, _positive),
   # 'cosine' decays it to 0 within each evaluation.
   'learning_rate_schedule': ('constant', _one_of(('constant', 'cosine'))),
-  # The mode; 'none' makes all weights fresh.
+  # The mode of inheritance; 'none': all weights are fresh.
   'inheritance': ('lamarckian', _one_of(INHERITANCE_MODES)),
-  # On filters copied by net2net, in units of their layer's standard deviation.
+  # Noise on filters copied by net2net, in units of their kernel's standard deviation.
   'inheritance_noise': (0.03, _number(0, 10)),
-  # Type inside the blocks.
+  # Type of the computation inside the blocks.
   'compute_dtype': ('float32', _one_of(('float32', 'bfloat16'))),
-  # A candidate above one of three limits is recorded as failed, and never a parent:
-  # trained parameters,
+  # Limits; a candidate above one is recorded as failed and never becomes a parent.
+  # None: no limit.
   'max_parameters': (int, _integer(1)),
-  # floating point operations to classify one example,
+  # To classify one example.
   'max_flops': (int, _integer(1)),
-  # and seconds.
   'max_seconds_per_evaluation': (float, _positive),
   # eta: probability to follow a child that is no better.
   'niching.rate': (0.1, _number(0, 1)),
   # k: evaluations in a niche.
   'niching.iterations': (5, _integer(1)),
-  # F, ascending.
+  # F: filter counts, ascending.
   'search_space.filters': ((16, 32, 64, 96, 128, 192, 256), _integers(1)),
-  # K.
+  # K: kernel sizes.
   'search_space.kernel_sizes': ((1, 3, 5), _kernel_sizes),
-  # S.
+  # S: strides.
   'search_space.strides': ((1, 2), _strides),
   # Most blocks with a stride above 1.
   'search_space.max_downsampling': (3, _integer(0)),
-  # What to classify.
+  # The images; the config files set it.
   'dataset.name': (
     '',
     _name('digits, npz:FILE, folder:DIR or a name of tensorflow-datasets'),
   ),
-  # Folder of prepared data; None: that of tensorflow-datasets.
+  # Folder of prepared data; None: the default of tensorflow-datasets.
   'dataset.data_dir': (str, _name('a directory')),
   # Folder of archives downloaded by hand.
   'dataset.manual_dir': (str, _name('a directory')),
   # Training examples; None: all.
   'dataset.num_train': (int, _num_train),
-  # Validation examples; None: as many as the data set's split has.
+  # Validation examples; None: the default of the data set.
   'dataset.num_validation': (int, _integer(1)),
   # Side that images are resized to, in pixels; None: as they are.
   'dataset.image_size': (int, _integer(1)),
@@ -211,7 +205,12 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   # Whether checkpoints are trained to completion, and evaluated on the test set.
   'completion.enabled': (True, _bool),
   # The last epoch of each phase.
-  'completion.epochs': ((10, 20, 30), _if_completing(_completion_epochs)),
+  'completion.epochs': (
+    (10, 20, 30),
+    _if_completing(
+      _integers(1, such_as=', the last epoch of each phase, such as (10, 20, 30)')
+    ),
+  ),
   # Adam's learning rate in each phase.
   'completion.learning_rates': ((1e-3, 1e-4, 1e-5), _if_completing(_completion_rates)),
 }

@@ -203,7 +203,7 @@ def test_piled_up_mutations_are_a_walk_of_single_steps():
       architecture for _, architecture in enumeration.neighbourhood(parent, SPACE)
     }
     far = [index for index, a in enumerate(history.asked) if a not in near]
-    # Draws that changed nothing asked nothing: so many, not quite 100.
+    # Draws that changed nothing do not ask, so these are fewer than 100.
     assert far[0] > 50
     for before, after in zip(history.asked[far[0] - 1 :], history.asked[far[0] :]):
       steps = {
