@@ -15,6 +15,6 @@ from lamarck_jax import config as config_lib
 
 def get_config(setting: str = 'lamarckian') -> config_dict.ConfigDict:
   """Returns the configuration of a setting."""
-  config = config_lib.get_config(setting, baseline_2_epochs=16)
+  config = config_lib.get_config(setting)
   config.dataset.name = 'cifar10'
   return config

@@ -4,8 +4,8 @@
   python run_evolution.py --config=configs/cifar10_small.py:baseline_1
   python run_evolution.py --config=configs/cifar10_small.py:baseline_2  # e = 16.
 
-A search of minutes on one core that still shows what inheritance gains. Completion has
-the paper's ten epochs at 1e-3, and three instead of ten at each of the lower rates.
+A search of minutes on one core that still shows the effect of inheritance. Completion
+has the paper's ten epochs at 1e-3, and three instead of ten at each lower rate.
 """
 
 from ml_collections import config_dict
@@ -15,7 +15,7 @@ from lamarck_jax import config as config_lib
 
 def get_config(setting: str = 'lamarckian') -> config_dict.ConfigDict:
   """Returns the configuration of a setting."""
-  config = config_lib.get_config(setting, baseline_2_epochs=16)
+  config = config_lib.get_config(setting)
   config.dataset.name = 'cifar10'
   config.dataset.num_train = 5000
   config.dataset.num_validation = 1000

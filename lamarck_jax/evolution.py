@@ -1,8 +1,7 @@
-"""The (1+1)-EA with niching, Algorithm 1 of the paper, as pure init / ask / tell.
+"""The (1+1)-EA with niching (Algorithm 1, Section 3.1) as pure init, ask and tell.
 
-The recursion of Algorithm 1 is unrolled into a state: inside a niche the loop is
-the same, only the parent is the niche's, no further niche opens, and a count of
-iterations runs out::
+The recursion of Algorithm 1 becomes a state. A niche runs the same loop with a parent
+of its own for a fixed number of iterations, and opens no further niche::
 
   state = init(space, budget_epochs=512, epochs_per_evaluation=4)
   while not state.done:
@@ -39,7 +38,7 @@ class Niche:
   """An open niche (Section 3.1).
 
   Attributes:
-    origin: The parent that the search had when the niche opened.
+    origin: The parent outside the niche (a in Algorithm 1).
     iterations_left: Evaluations until the niche closes.
   """
 
@@ -56,12 +55,12 @@ class EvolutionState:
     budget_epochs: n, the training epochs after which the search ends.
     epochs_per_evaluation: e, the training epochs of one fitness evaluation.
     niching_rate: eta, the probability to follow a child that is no better.
-    niching_iterations: k, the iterations of a niche.
-    parent: The individual that is mutated next; None before the first one.
+    niching_iterations: k, the evaluations in a niche.
+    parent: The individual to mutate, in a niche the niche's; None before the first.
     niche: The open niche, if any.
-    history: All genotypes evaluated so far.
+    history: All genotypes evaluated so far, failed ones included.
     num_evaluations: Number of evaluations so far.
-    epochs_used: Training epochs used so far.
+    epochs_used: Training epochs so far; a failed evaluation uses e as well.
   """
 
   space: SearchSpace
@@ -77,12 +76,13 @@ class EvolutionState:
 
   @property
   def done(self) -> bool:
-    """Whether the budget is used; that ends the search inside a niche too."""
+    """Whether the budget is used up, which ends an open niche too."""
     return self.epochs_used >= self.budget_epochs
 
   @property
   def best(self) -> Individual | None:
-    """The fittest individual so far, the earlier one among equals."""
+    """The fittest individual so far, the earliest among equals."""
+    # A parent is replaced by a fitter child only, so it is the best of its loop.
     if self.niche is None or self.parent is None:
       return self.parent
     origin = self.niche.origin
@@ -97,35 +97,28 @@ def init(
   niching_rate: float = 0.1,
   niching_iterations: int = 5,
 ) -> EvolutionState:
-  """Returns the state before the first evaluation.
-
-  Args:
-    space: The search space.
-    budget_epochs: n, total training epochs.
-    epochs_per_evaluation: e, training epochs per evaluation.
-    niching_rate: eta, a probability.
-    niching_iterations: k, evaluations per niche, at least one.
+  """Returns the state before the first evaluation; see `EvolutionState`.
 
   Raises:
-    ValueError: If there is a limit that cannot be kept.
+    ValueError: If a number of epochs or iterations is below 1.
   """
-  if min(budget_epochs, epochs_per_evaluation, niching_iterations) < 1:
-    raise ValueError('epochs and niching_iterations: want at least 1')
+  for name, value in (
+    ('budget_epochs', budget_epochs),
+    ('epochs_per_evaluation', epochs_per_evaluation),
+    ('niching_iterations', niching_iterations),
+  ):
+    if value < 1:
+      raise ValueError(f'{name}: got {value}, want at least 1')
   return EvolutionState(
     space, budget_epochs, epochs_per_evaluation, niching_rate, niching_iterations
   )
 
 
 def ask(key: jax.Array, state: EvolutionState) -> Genotype:
-  """Returns the next genotype to evaluate.
+  """Returns the next genotype to evaluate, with a key used for this call alone.
 
-  Args:
-    key: A JAX random key, used for this call alone.
-    state: The state; it is left as it is.
-
-  Returns:
-    The initial network first, drawn again while it cannot be evaluated; later a
-    mutant of `state.parent` that has not been evaluated before.
+  It is an initial network until one could be evaluated, then a mutant of `state.parent`
+  that has not been evaluated before.
   """
   if state.parent is None:
     return genotype_lib.random_genotype(key, state.space)
@@ -135,11 +128,10 @@ def ask(key: jax.Array, state: EvolutionState) -> Genotype:
 def tell(
   key: jax.Array, state: EvolutionState, child: Genotype, fitness: float | None
 ) -> EvolutionState:
-  """Returns the state after an evaluation.
+  """Returns the state after an evaluation, with a key used for this call alone.
 
   Args:
-    key: A JAX random key, used for this call alone.
-    state: The state that `ask` was called with; it is left as it is.
+    state: The state that `ask` was called with.
     child: The genotype that `ask` returned.
     fitness: Its validation accuracy; None if it could not be evaluated. Such a child
       is never a parent, nor the start of a niche.
@@ -148,6 +140,7 @@ def tell(
   individual = None
   if fitness is not None:
     individual = Individual(child, fitness, state.num_evaluations)
+  # Strictly: an equally fit child does not replace its parent.
   better = individual and (parent is None or individual.fitness > parent.fitness)
 
   if better:
@@ -158,12 +151,13 @@ def tell(
       and not better
       and genotype_lib.generator(key).random() < state.niching_rate
     ):
-      assert parent is not None  # Or the child would be better.
+      assert parent is not None  # Otherwise the child is better.
       niche = Niche(origin=parent, iterations_left=state.niching_iterations)
       parent = individual
   else:
     assert parent is not None
     niche = dataclasses.replace(niche, iterations_left=niche.iterations_left - 1)
+    # The recursion returns its best network, which has to be fitter than the origin.
     if niche.iterations_left == 0:
       parent = parent if parent.fitness > niche.origin.fitness else niche.origin
       niche = None

@@ -1,7 +1,7 @@
-"""The genotype of a convolutional network and the space it is drawn from.
+"""The genotype of a convolutional network and its search space (Sections 3 and 3.2).
 
-Section 3 of the paper: a network is a stack of blocks (convolution, batch
-normalisation, ReLU), each with three evolvable integers.
+A network is a stack of blocks (convolution, batch normalisation, ReLU), each with three
+evolvable integers.
 """
 
 from collections.abc import Mapping
@@ -27,8 +27,8 @@ class Block:
     stride: Stride of the convolution in both directions.
     lineage: Innovation number that names the block's parameters. A block keeps
       it through every mutation of its integers, so a child finds its parent's
-      weights under the same name. It takes no part in equality and is no
-      pytree leaf. A block without one gets it from its `Genotype`.
+      weights under the same name. It takes no part in equality and is not a
+      pytree leaf. `Genotype` numbers the blocks that have none.
   """
 
   filters: int
@@ -52,9 +52,9 @@ class Genotype:
   Two genotypes are equal when their architectures are.
 
   Attributes:
-    blocks: The blocks, first the one that sees the image.
-    next_lineage: The innovation number that the next new block gets; greater
-      than every one given in this line of descent, also to removed blocks.
+    blocks: The blocks; the first one reads the image.
+    next_lineage: The innovation number of the next new block, greater than every one
+      given in this line of descent, so that removed blocks' numbers are not reused.
   """
 
   blocks: tuple[Block, ...]
@@ -63,7 +63,7 @@ class Genotype:
   )
 
   def __post_init__(self) -> None:
-    """Numbers the blocks that have no lineage yet, or one that is taken."""
+    """Numbers the blocks without a lineage, or with that of an earlier block."""
     if not isinstance(self.blocks, tuple) or not all(
       isinstance(block, Block) for block in self.blocks
     ):
@@ -99,7 +99,7 @@ class Genotype:
       match = _BLOCK_PATTERN.fullmatch(word)
       if match is None:
         raise ValueError(
-          f'genotype: {word!r} is not <filters>c<kernel size>[s<stride>]'
+          f'genotype: got {word!r}, want <filters>c<kernel size>[s<stride>]'
         )
       blocks.append(Block(*(int(group or 1) for group in match.groups())))
     return cls(tuple(blocks))
@@ -148,9 +148,9 @@ class SearchSpace:
   """The sets that hyperparameters are drawn from (Section 3.2).
 
   Attributes:
-    filters: F, the filter counts, ascending.
-    kernel_sizes: K, the kernel sizes.
-    strides: S, the strides.
+    filters: F, ascending.
+    kernel_sizes: K, in pixels.
+    strides: S.
     max_downsampling: Largest number of blocks with a stride above one.
   """
 
@@ -173,13 +173,9 @@ class SearchSpace:
 
 
 def generator(key: jax.Array) -> np.random.Generator:
-  """Returns a NumPy generator seeded with a JAX random key.
+  """Returns a NumPy generator seeded with a JAX random key, typed or raw.
 
-  Genotypes live on the host, and their few draws are not worth a compiled program
-  each.
-
-  Args:
-    key: A JAX random key, typed (`jax.random.key`) or raw.
+  Genotypes live on the host, where JAX would compile a program for every kind of draw.
   """
   if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
     key = jax.random.key_data(key)
@@ -187,7 +183,7 @@ def generator(key: jax.Array) -> np.random.Generator:
 
 
 def random_block(rng: np.random.Generator, space: SearchSpace) -> Block:
-  """Returns a block with random filters and kernel size, and a stride of one."""
+  """Returns a block of stride one with uniformly drawn filters and kernel size."""
   return Block(
     filters=int(rng.choice(space.filters)),
     kernel_size=int(rng.choice(space.kernel_sizes)),
@@ -196,10 +192,5 @@ def random_block(rng: np.random.Generator, space: SearchSpace) -> Block:
 
 
 def random_genotype(key: jax.Array, space: SearchSpace) -> Genotype:
-  """Returns the initial network: one random block of stride one (Section 3.1).
-
-  Args:
-    key: A JAX random key.
-    space: The search space; filters and kernel size are drawn uniformly.
-  """
+  """Returns the initial network: one random block of stride one (Section 3.1)."""
   return Genotype((random_block(generator(key), space),))

@@ -1,6 +1,14 @@
-"""What a child takes over from its parent's trained weights (Section 3.3)."""
+"""What a child takes over from its parent's trained weights (Section 3.3).
 
-from collections.abc import Sequence
+A mode of inheritance is a function from a `Context` to the child's variables, and
+`MODES` names them. The paper's mode is `lamarckian`. Blocks are named by their lineage,
+so a path of the variables means the same block in parent and child. Parameters and
+BatchNorm statistics follow the same rule; optimizer state is never inherited
+(Section 4.2).
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
 from typing import Any
 
 from flax import traverse_util
@@ -11,7 +19,75 @@ from lamarck_jax import model, net2net
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 
-MODES = ('lamarckian', 'none', 'overlap', 'net2net')
+Moments = Sequence[net2net.Moments]
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What a mode of inheritance may use; the arguments of `inherit`."""
+
+  key: jax.Array
+  parent: Genotype
+  parent_variables: Variables
+  child: Genotype
+  parent_moments: Moments | Callable[[], Moments] | None = None
+  image_shape: tuple[int, int] | None = None
+  noise: float = 0.0
+
+  def fresh_variables(self) -> dict[str, Any]:
+    """Returns initial variables of the child for the parent's images and classes."""
+    params = self.parent_variables['params']
+    first_block = params[model.block_name(self.parent.blocks[0])]
+    channels = first_block['conv']['kernel'].shape[-2]
+    num_classes = len(params[model.CLASSIFIER]['dense']['bias'])
+    return model.init_variables(self.key, self.child, channels, num_classes)
+
+
+def lamarckian(context: Context) -> dict[str, Any]:
+  """The leaf rule of the paper: what has kept its shape is inherited, bit for bit."""
+  parent = traverse_util.flatten_dict(context.parent_variables)
+  child = traverse_util.flatten_dict(context.fresh_variables())
+  for path, fresh in child.items():
+    if path in parent and parent[path].shape == fresh.shape:
+      child[path] = parent[path]
+  return traverse_util.unflatten_dict(child)
+
+
+def none(context: Context) -> dict[str, Any]:
+  """The baselines of the paper: every leaf is fresh."""
+  return context.fresh_variables()
+
+
+def overlap(context: Context) -> dict[str, Any]:
+  """Beyond the paper: resized leaves keep the overlapping slice as well."""
+  parent = traverse_util.flatten_dict(context.parent_variables)
+  child = traverse_util.flatten_dict(lamarckian(context))
+  for path, leaf in child.items():
+    if path in parent and parent[path].shape != leaf.shape:
+      child[path] = _with_overlap(leaf, np.asarray(parent[path]))
+  return traverse_util.unflatten_dict(child)
+
+
+def function_preserving(context: Context) -> dict[str, Any]:
+  """Beyond the paper: the child starts as its parent's function, see `net2net`."""
+  moments = context.parent_moments
+  return net2net.inherit(
+    context.key,
+    context.parent,
+    context.parent_variables,
+    context.child,
+    parent_moments=moments() if callable(moments) else moments,
+    image_shape=context.image_shape,
+    noise=context.noise,
+  )
+
+
+MODES: dict[str, Callable[[Context], dict[str, Any]]] = {
+  'lamarckian': lamarckian,
+  'none': none,
+  'overlap': overlap,
+  'net2net': function_preserving,
+}
 
 
 def inherit(
@@ -21,83 +97,50 @@ def inherit(
   child: Genotype,
   mode: str = 'lamarckian',
   *,
-  parent_moments: Sequence[net2net.Moments] | None = None,
+  parent_moments: Moments | Callable[[], Moments] | None = None,
   image_shape: tuple[int, int] | None = None,
   noise: float = 0.0,
 ) -> dict[str, Any]:
-  """Returns a child's variables, made of its parent's where they fit.
-
-  The paper's mode, `lamarckian`, is the leaf rule: a leaf of the child that exists in
-  the parent under the same path with the same shape is the parent's, bit for bit; every
-  other leaf is freshly initialised. Blocks are named by their lineage, so a path means
-  the same block in both. Parameters and BatchNorm statistics follow the same rule.
-  Optimizer state is never inherited (Section 4.2).
+  """Returns a child's variables, made from its parent's by a mode of inheritance.
 
   Args:
-    key: A JAX random key for the fresh leaves.
-    parent: The parent's genotype.
-    parent_variables: The parent's trained variables, `params` and `batch_stats`.
-      They are left as they are; shared leaves are shared, not copied.
-    child: The child's genotype, a mutant of the parent.
-    mode: `lamarckian`; `none` for the baselines without inheritance, where every leaf
-      is fresh; `overlap`, in which a leaf of another shape keeps what both shapes
-      have in common; `net2net`, in which the child computes what its parent does as
-      far as it can, see `net2net.inherit`.
-    parent_moments: For `net2net`, see there.
-    image_shape: For `net2net`, see there.
-    noise: For `net2net`, see there.
+    key: Draws the fresh leaves, which depend on nothing else.
+    parent_variables: The parent's trained variables, `params` and `batch_stats`. They
+      are not modified; the child's inherited leaves are the parent's arrays.
+    child: A mutant of the parent.
+    mode: One of `MODES`.
+    parent_moments: For `net2net`: moments of the parent's activations, or a function
+      that measures them, which no other mode calls.
+    image_shape: For `net2net`: height and width of the images, in pixels.
+    noise: For `net2net`: standard deviation of the noise on copied filters, in units of
+      their kernel's.
 
   Returns:
     The child's variables, with the same two collections.
 
   Raises:
-    ValueError: If the mode is unknown, or the images' shape is needed and not given.
+    ValueError: If the mode is unknown, or `image_shape` is needed and not given.
   """
   if mode not in MODES:
-    raise ValueError(f'inheritance: got {mode!r}, want one of {MODES}')
-  if mode == 'net2net':
-    return net2net.inherit(
-      key,
-      parent,
-      parent_variables,
-      child,
-      parent_moments=parent_moments,
-      image_shape=image_shape,
-      noise=noise,
-    )
-  params = parent_variables['params']
-  first_kernel = params[model.block_name(parent.blocks[0])]['conv']['kernel']
-  channels = first_kernel.shape[-2]
-  num_classes = params[model.CLASSIFIER]['dense']['bias'].shape[0]
-
-  shapes = traverse_util.flatten_dict(
-    model.variable_shapes(child, channels, num_classes)
+    raise ValueError(f'inheritance: got {mode!r}, want one of {", ".join(MODES)}')
+  return MODES[mode](
+    Context(key, parent, parent_variables, child, parent_moments, image_shape, noise)
   )
-  inherited = traverse_util.flatten_dict(parent_variables) if mode != 'none' else {}
-  leaves = {}
-  for path, leaf in shapes.items():
-    if path in inherited and inherited[path].shape == leaf.shape:
-      leaves[path] = inherited[path]
-    else:
-      leaves[path] = model.fresh_leaf(key, path, leaf.shape)
-      if mode == 'overlap' and path in inherited:
-        leaves[path] = _overlaid(leaves[path], np.asarray(inherited[path]))
-  return traverse_util.unflatten_dict(leaves)
 
 
-def _overlaid(fresh: np.ndarray, old: np.ndarray) -> np.ndarray:
-  """Returns a fresh leaf with an old one's values where both have some.
+def _with_overlap(fresh: np.ndarray, old: np.ndarray) -> np.ndarray:
+  """Returns a fresh leaf with an old one's values in the slice that both have.
 
-  The first two axes of a convolution's kernel share their centre, all others their
-  beginning.
+  Kernels overlap at their centre in height and width, and at the beginning of every
+  other axis: the centre tap meets the same pixel whatever the kernel's size.
   """
   result = fresh.copy()
-  target, origin = [], []
+  target, source = [], []
   for axis, (size, old_size) in enumerate(zip(fresh.shape, old.shape, strict=True)):
     common = min(size, old_size)
     spatial = fresh.ndim == 4 and axis < 2
-    starts = [(n - common) // 2 if spatial else 0 for n in (size, old_size)]
-    target.append(slice(starts[0], starts[0] + common))
-    origin.append(slice(starts[1], starts[1] + common))
-  result[tuple(target)] = old[tuple(origin)]
+    start, old_start = ((n - common) // 2 if spatial else 0 for n in (size, old_size))
+    target.append(slice(start, start + common))
+    source.append(slice(old_start, old_start + common))
+  result[tuple(target)] = old[tuple(source)]
   return result

@@ -1,8 +1,8 @@
 """The mutation operator and its six parts, as pure functions (Section 3.2).
 
-Each operator has the form `(key, genotype, space) -> genotype`. All choices are
-uniform over the set that the paper names; a draw from K or S may return the
-present value, and `mutate` then draws again, since that network was evaluated.
+Each operator is a function `(key, genotype, space) -> child` and an entry of
+`OPERATORS`. All choices are uniform over the sets F, K and S of the search space. A
+draw from K or S may return the present value; `mutate` rejects the unchanged network.
 """
 
 from collections.abc import Callable, Collection
@@ -22,15 +22,9 @@ class NotApplicable(Exception):
 
 
 def add_block(key: jax.Array, genotype: Genotype, space: SearchSpace) -> Genotype:
-  """Inserts a block at a random position.
+  """Inserts a block of random filters and kernel size, and of stride one.
 
-  The new block has random filters, a random kernel size and a stride of one.
-  Every position counts: before the first block, between two, after the last.
-
-  Args:
-    key: A JAX random key.
-    genotype: The parent; it is left as it is.
-    space: The search space.
+  All positions are equally likely, before the first block and after the last included.
   """
   rng = genotype_lib.generator(key)
   position = int(rng.integers(len(genotype) + 1))
@@ -44,13 +38,8 @@ def add_block(key: jax.Array, genotype: Genotype, space: SearchSpace) -> Genotyp
 def remove_block(key: jax.Array, genotype: Genotype, space: SearchSpace) -> Genotype:
   """Removes a random block.
 
-  Args:
-    key: A JAX random key.
-    genotype: The parent; it is left as it is.
-    space: The search space.
-
   Raises:
-    NotApplicable: If there is only one block.
+    NotApplicable: If there is a single block.
   """
   del space
   if len(genotype) == 1:
@@ -65,13 +54,8 @@ def remove_block(key: jax.Array, genotype: Genotype, space: SearchSpace) -> Geno
 def add_filters(key: jax.Array, genotype: Genotype, space: SearchSpace) -> Genotype:
   """Sets the filter count of a random block to the next greater one in F.
 
-  Args:
-    key: A JAX random key.
-    genotype: The parent; it is left as it is.
-    space: The search space.
-
   Raises:
-    NotApplicable: If the drawn block has the greatest filter count already.
+    NotApplicable: If the drawn block already has the greatest filter count.
   """
   position, block = _random_block(key, genotype)
   greater = [filters for filters in space.filters if filters > block.filters]
@@ -83,13 +67,8 @@ def add_filters(key: jax.Array, genotype: Genotype, space: SearchSpace) -> Genot
 def remove_filters(key: jax.Array, genotype: Genotype, space: SearchSpace) -> Genotype:
   """Sets the filter count of a random block to the next lower one in F.
 
-  Args:
-    key: A JAX random key.
-    genotype: The parent; it is left as it is.
-    space: The search space.
-
   Raises:
-    NotApplicable: If the drawn block has the lowest filter count already.
+    NotApplicable: If the drawn block already has the lowest filter count.
   """
   position, block = _random_block(key, genotype)
   lower = [filters for filters in space.filters if filters < block.filters]
@@ -101,13 +80,7 @@ def remove_filters(key: jax.Array, genotype: Genotype, space: SearchSpace) -> Ge
 def change_kernel_size(
   key: jax.Array, genotype: Genotype, space: SearchSpace
 ) -> Genotype:
-  """Draws the kernel size of a random block from K.
-
-  Args:
-    key: A JAX random key.
-    genotype: The parent; it is left as it is.
-    space: The search space.
-  """
+  """Draws the kernel size of a random block from K."""
   position_key, value_key = jax.random.split(key)
   position, _ = _random_block(position_key, genotype)
   kernel_size = int(genotype_lib.generator(value_key).choice(space.kernel_sizes))
@@ -117,13 +90,8 @@ def change_kernel_size(
 def change_stride(key: jax.Array, genotype: Genotype, space: SearchSpace) -> Genotype:
   """Draws the stride of a random block from S.
 
-  Args:
-    key: A JAX random key.
-    genotype: The parent; it is left as it is.
-    space: The search space.
-
   Raises:
-    NotApplicable: If the result had more downsampling blocks than allowed.
+    NotApplicable: If more blocks would downsample than the space allows.
   """
   position_key, value_key = jax.random.split(key)
   position, _ = _random_block(position_key, genotype)
@@ -138,7 +106,7 @@ def change_stride(key: jax.Array, genotype: Genotype, space: SearchSpace) -> Gen
 
 Operator = Callable[[jax.Array, Genotype, SearchSpace], Genotype]
 
-# Operator -> relative frequency.
+# Operator -> relative frequency (Section 3.2).
 OPERATORS: dict[Operator, int] = {
   add_block: 3,
   remove_block: 3,
@@ -157,15 +125,11 @@ def mutate(
 ) -> Genotype:
   """Returns a mutant of a genotype that has not been evaluated before.
 
-  Draws operators by their relative frequencies until the result is new. Each
-  draw starts from the parent. Where all of the neighbourhood seems evaluated
-  (100 fruitless draws), mutations pile up on the last draw, so this always ends.
+  Draws operators by their relative frequencies until the result is new. After 100
+  fruitless draws from the genotype mutations accumulate, so this always ends.
 
   Args:
-    key: A JAX random key.
-    genotype: The parent; it is left as it is.
-    space: The search space.
-    history: All genotypes evaluated so far; fast when it is a set.
+    history: All genotypes evaluated so far; a set makes the look-up fast.
   """
   operators = list(OPERATORS)
   frequencies = np.array(list(OPERATORS.values()), float)
@@ -181,6 +145,8 @@ def mutate(
     if child != genotype and child not in history:
       return child
     draws += 1
+    # The paper does not say what happens once every neighbour has been evaluated;
+    # further mutations of the rejected child reach new networks.
     if draws >= _FRUITLESS_DRAWS:
       start = child
 
@@ -188,13 +154,9 @@ def mutate(
 def describe(parent: Genotype, child: Genotype) -> list[str]:
   """Names the operators that lead from a parent to its child.
 
-  Args:
-    parent: A genotype.
-    child: A descendant of it, whose blocks kept their lineage.
-
   Returns:
-    One name per changed property, as in `OPERATORS`; empty for equal genotypes.
-    More than one where mutations piled up.
+    One name of `OPERATORS` per changed property, sorted; empty for equal genotypes,
+    more than one where `mutate` applied several.
   """
   parents = {block.lineage: block for block in parent.blocks}
   children = {block.lineage: block for block in child.blocks}
@@ -220,7 +182,7 @@ def _random_block(key: jax.Array, genotype: Genotype) -> tuple[int, Block]:
 
 
 def _replace_block(genotype: Genotype, position: int, **changes: int) -> Genotype:
-  """Returns the genotype with some integers of one block changed."""
+  """Returns the genotype with some integers of one block replaced."""
   blocks = list(genotype.blocks)
   blocks[position] = dataclasses.replace(blocks[position], **changes)
   return dataclasses.replace(genotype, blocks=tuple(blocks))

@@ -338,3 +338,12 @@ def test_a_failure_inside_a_niche_counts_as_one_of_its_iterations():
   assert state.niche is None
   assert state.parent is not None
   assert state.parent.fitness == 0.5
+
+
+@pytest.mark.parametrize(
+  'name', ['budget_epochs', 'epochs_per_evaluation', 'niching_iterations']
+)
+def test_a_limit_below_one_is_refused_by_its_name(name):
+  limits = {'budget_epochs': 8, 'epochs_per_evaluation': 4, name: 0}
+  with pytest.raises(ValueError, match=f'^{name}: got 0, want at least 1$'):
+    evolution.init(_SPACE, **limits)

@@ -325,37 +325,9 @@ def test_without_inheritance_every_leaf_is_fresh(text):
   }
 
 
-def test_lamarckian_is_the_default():
-  child = _child(mutation.add_filters, '8c3 8c5s2 12c1')
-  variables = _trained(_PARENT)
-  default = inheritance.inherit(_KEY, _PARENT, variables, child)
-  explicit = inheritance.inherit(_KEY, _PARENT, variables, child, mode='lamarckian')
-  jax.tree.map(np.testing.assert_array_equal, default, explicit)
-
-
-def test_an_unknown_mode_is_refused():
-  with pytest.raises(ValueError, match='darwinian') as error:
-    inheritance.inherit(_KEY, _PARENT, _trained(_PARENT), _PARENT, mode='darwinian')
-  assert 'lamarckian' in str(error.value)
-  assert 'none' in str(error.value)
-
-
 # ------------------------------------------------------------------------------
-# Purity and fresh leaves
+# Fresh leaves
 # ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('mode', inheritance.MODES)
-def test_the_parents_variables_are_left_as_they_are(mode):
-  variables, untouched = _trained(_PARENT), _trained(_PARENT)
-  for leaf in jax.tree.leaves(variables):
-    leaf.setflags(write=False)
-  child = _child(mutation.add_block, '8c1 4c3 8c5s2 12c1')
-  result = inheritance.inherit(_KEY, _PARENT, variables, child, mode)
-  result['params']['new'] = result['batch_stats'].pop('block_1')
-  result['params']['block_0']['conv'].clear()
-  chex.assert_trees_all_equal_structs(variables, untouched)
-  jax.tree.map(np.testing.assert_array_equal, variables, untouched)
 
 
 def test_the_fresh_leaves_depend_on_the_key_alone():
