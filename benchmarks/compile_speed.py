@@ -67,9 +67,10 @@ def compile_whole(line: list[Any]) -> list[float]:
   import jax.numpy as jnp
   import optax
 
-  from lamarck_jax import model, training
+  from lamarck_jax import model
+  from lamarck_jax.xla import compiler
 
-  options = training.quick_compiler_options(jax.default_backend())
+  options = compiler.quick_options(jax.default_backend())
   optimizer = optax.adam(1e-3)
   images = jax.ShapeDtypeStruct((BATCH_SIZE, *IMAGE_SHAPE), jnp.float32)
   labels = jax.ShapeDtypeStruct((BATCH_SIZE,), jnp.int32)

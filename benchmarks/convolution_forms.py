@@ -23,6 +23,7 @@ import numpy as np
 
 from benchmarks import common
 from lamarck_jax.xla import convolution
+from lamarck_jax.xla.im2col import Geometry
 
 # (height and width, channels, filters, kernel size, stride)
 LAYERS = [
@@ -40,24 +41,28 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 Call = Callable[[], Any]
 
 
-def jax_calls(
-  conv: Callable[..., jax.Array], arrays: Arrays, stride: int
-) -> list[Call]:
+def jax_calls(arrays: Arrays, stride: int, ours: bool) -> list[Call]:
   """Returns one call per direction.
 
   Args:
-    conv: with the signature of `jax.lax.conv_general_dilated`.
-    arrays: x (n, h, w, channels), kernel (k, k, channels, filters), dy; float32.
-    stride: stride along height and width.
+    arrays: x [n, h, w, channels], kernel [k, k, channels, filters], dy; float32.
+    stride: Stride along height and width.
+    ours: Whether in this project's form, or in XLA's own.
   """
   x, kernel, dy = map(jnp.asarray, arrays)
+  geometry = Geometry.same(x, kernel, stride)
 
   def forward(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
     del dy
-    numbers = ('NHWC', 'HWIO', 'NHWC')
-    return conv(x, kernel, (stride, stride), 'SAME', dimension_numbers=numbers)
+    if ours:
+      return convolution.with_moments(geometry, x, kernel)[0]
+    return lax.conv_general_dilated(
+      x, kernel, *geometry, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
 
   def gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> Any:
+    if ours:
+      return convolution.gradients(geometry, x, kernel, dy)
     return jax.vjp(lambda x, kernel: forward(x, kernel, dy), x, kernel)[1](dy)
 
   functions = [
@@ -120,8 +125,8 @@ def measure(layer: tuple[int, ...], images: int, rounds: int) -> dict[str, Any]:
   x, kernel, dy = (rng.normal(size=s).astype(np.float32) for s in shapes)
   flops = 2 * dy.size * kernel_size**2 * channels
   forms = {
-    'xla': jax_calls(lax.conv_general_dilated, (x, kernel, dy), stride),
-    'ours': jax_calls(convolution.conv_general_dilated, (x, kernel, dy), stride),
+    'xla': jax_calls((x, kernel, dy), stride, ours=False),
+    'ours': jax_calls((x, kernel, dy), stride, ours=True),
   }
   if importlib.util.find_spec('torch'):
     forms['torch'] = torch_calls((x, kernel, dy), stride)

@@ -35,10 +35,10 @@ import scipy.linalg
 
 from lamarck_jax import genotype as genotype_lib
 from lamarck_jax import model
-from lamarck_jax.moments import Moments, estimated_from, estimated_moments
-from lamarck_jax.moments import moments as moments  # Where callers find it.
 from lamarck_jax.genotype import Block, Genotype
 from lamarck_jax.model import Variables
+from lamarck_jax.moments import Moments, estimated_from, estimated_moments
+from lamarck_jax.moments import moments as moments  # Where callers find it.
 
 # Ridge of the least squares, relative to the mean variance of the predictors.
 _RIDGE = 1e-4

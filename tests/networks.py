@@ -41,10 +41,7 @@ def images(height: int, width: int, count: int = 6, channels: int = 3) -> jax.Ar
 
 
 def network(genotype: Genotype) -> model.ConvNet:
-  # XLA's own convolution compiles faster than a program for the whole network.
-  return model.ConvNet(
-    genotype, NUM_CLASSES, conv_general_dilated=jax.lax.conv_general_dilated
-  )
+  return model.ConvNet(genotype, NUM_CLASSES)
 
 
 def logits(genotype: Genotype, variables: dict, x: jax.Array) -> np.ndarray:

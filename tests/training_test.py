@@ -1,4 +1,3 @@
-import types
 import warnings
 
 from flax import traverse_util
@@ -10,8 +9,9 @@ import pytest
 
 from lamarck_jax import genotype as genotype_lib
 from lamarck_jax import model, mutation, training
-from lamarck_jax.data import datasets
+from lamarck_jax.data import datasets, on_device
 from lamarck_jax.genotype import Genotype, SearchSpace
+from lamarck_jax.runtime import devices
 
 KEY = jax.random.key(0)
 
@@ -162,84 +162,17 @@ def test_evaluation_counts_every_example_once(tiny_dataset, batch_size):
     )
 
 
-@pytest.mark.parametrize(('num_cores', 'expected'), [(1, 0), (2, 0), (3, 2)])
-def test_what_is_compiled_ahead_depends_on_the_cores_that_training_leaves(
-  tiny_dataset, monkeypatch, num_cores, expected
-):
-  trainer = training.Trainer(tiny_dataset, batch_size=72)
-  mesh = types.SimpleNamespace(size=2)
-  monkeypatch.setattr(trainer, '_share', types.SimpleNamespace(mesh=mesh))
-  monkeypatch.setattr(training, '_NUM_CORES', num_cores)
-  compiled = []
-  monkeypatch.setattr(trainer, '_futures', compiled.append)
-  genotypes = [Genotype.parse('8c3'), Genotype.parse('4c1')]
-  trainer.compile_ahead(genotypes)
-  assert compiled == genotypes[:expected]
-
-
-@pytest.fixture
-def forgotten():
-  """Forgets programs and options before a test and after it."""
-  caches = training.quick_compiler_options, training._compiled
-  for cache in caches:
-    cache.cache_clear()
-  yield
-  for cache in caches:
-    cache.cache_clear()
-
-
-def test_this_xla_knows_options_to_compile_quickly(forgotten):
-  assert training.quick_compiler_options('cpu') is not None
-
-
-def test_only_the_cpu_has_options_to_compile_quickly(forgotten):
-  assert training.quick_compiler_options('gpu') is None
-
-
-@pytest.mark.parametrize('num_unknown', [1, 2])
-def test_options_that_xla_does_not_know_are_left_out(
-  forgotten, monkeypatch, num_unknown
-):
-  compile_ = jax.stages.Lowered.compile
-  asked = []
-
-  def refuse(self, options):
-    asked.append(options)
-    unknown = len(asked) <= num_unknown
-    return compile_(self, {'xla_no_such_option': False} if unknown else None)
-
-  monkeypatch.setattr(jax.stages.Lowered, 'compile', refuse)
-  options = training.quick_compiler_options('cpu')
-  assert len(asked) == 2 and asked[0] != asked[1]
-  assert options == {1: asked[1], 2: None}[num_unknown]
-
-
-@pytest.mark.skipif(jax.default_backend() != 'cpu', reason="the options are the CPU's")
-def test_blocks_on_the_cpu_are_compiled_with_the_quick_options(
-  forgotten, tiny_dataset, monkeypatch
-):
-  compile_ = jax.stages.Lowered.compile
-  asked = []
-
-  def record(self, options=None):
-    asked.append(options)
-    return compile_(self, options)
-
-  expected = training.quick_compiler_options('cpu')
-  monkeypatch.setattr(jax.stages.Lowered, 'compile', record)
-  training.Trainer(tiny_dataset, batch_size=18).compile(Genotype.parse('4c3'))
-  assert sorted(map(str, asked)) == sorted(map(str, [expected] * 3 + [None] * 2))
-
-
 def test_an_epoch_is_a_fresh_permutation_and_drops_the_remainder(tiny_dataset):
   orders = [
     np.asarray(
-      training._shuffle(jax.random.fold_in(KEY, epoch), num_examples=72, length=80)
+      on_device.epoch_order(
+        jax.random.fold_in(KEY, epoch), num_examples=72, shape=(4, 20)
+      )
     )
     for epoch in range(2)
   ]
   for order in orders:
-    assert sorted(order[:72]) == list(range(72))
+    assert sorted(order.ravel()[:72]) == list(range(72))
   assert np.any(orders[0] != orders[1])
   trainer = training.Trainer(tiny_dataset, batch_size=20)
   assert trainer.steps_per_epoch == 3
@@ -268,21 +201,36 @@ def test_programs_are_compiled_once_and_without_warnings(tiny_dataset):
   with warnings.catch_warnings():
     warnings.simplefilter('error')
     trainer.compile(genotype)
-    misses = training._compiled.cache_info().misses
-    trainer.compile(genotype)
+    assert trainer.programs.num_compiled == 3  # Two blocks and the classifier.
     trained = trainer.train(KEY, genotype, variables, [1e-3])
     trainer.accuracy(genotype, trained, 'validation')
-  assert training._compiled.cache_info().misses == misses
+  assert trainer.programs.num_compiled == 3
 
 
-def test_traces_of_blocks_long_dropped_are_forgotten(tiny_dataset, monkeypatch):
-  cleared = []
-  monkeypatch.setattr(training.jax, 'clear_caches', lambda: cleared.append(True))
-  monkeypatch.setattr(training, 'MAX_BLOCKS_IN_MEMORY', 4)
-  monkeypatch.setattr(training, '_num_traced', 0)
-  trainer = training.Trainer(tiny_dataset, batch_size=16)
-  trainer.compile(Genotype.parse('3c1'))  # A block and the classifier.
-  assert not cleared
-  for _ in range(2):
-    trainer.compile(Genotype.parse('5c1 6c1'))
-  assert len(cleared) == 1
+def test_a_mutation_compiles_the_blocks_that_it_changes(tiny_dataset):
+  trainer = training.Trainer(tiny_dataset, batch_size=24)
+  trainer.compile(Genotype.parse('4c3 8c1 4c1'))
+  trainer.compile(Genotype.parse('4c3 8c3 4c1'))
+  assert trainer.programs.num_compiled == 4 + 1
+
+
+@pytest.mark.skipif(
+  jax.default_backend() != 'cpu' or devices.num_cores() < 2,
+  reason='needs a core that training leaves idle',
+)
+def test_what_is_compiled_ahead_need_not_be_compiled_again(tiny_dataset):
+  # Batches of 24 small images are trained on one core.
+  trainer = training.Trainer(tiny_dataset, batch_size=24)
+  genotypes = [Genotype.parse('8c3'), Genotype.parse('4c1')]
+  trainer.compile_ahead(genotypes)
+  assert trainer.programs.num_compiled == 4
+  for genotype in genotypes:
+    trainer.compile(genotype)
+  assert trainer.programs.num_compiled == 4
+
+
+def test_nothing_is_compiled_ahead_where_all_cores_train(tiny_dataset, monkeypatch):
+  monkeypatch.setattr(devices, 'num_cores', lambda: 1)
+  trainer = training.Trainer(tiny_dataset, batch_size=24)
+  trainer.compile_ahead([Genotype.parse('8c3')])
+  assert trainer.programs.num_compiled == 0

@@ -1,5 +1,6 @@
 """XLA's options for the programs of a block."""
 
+from collections.abc import Sequence
 import contextlib
 import functools
 
@@ -24,11 +25,13 @@ def quick_options(platform: str) -> Options | None:
     {'xla_cpu_use_fusion_emitters': False},  # The older code generator: jax 0.10.
     {'xla_backend_optimization_level': '2'},
   ]
-  return next(filter(_are_known, candidates), None)
+  return first_known(candidates)
 
 
-def _are_known(options: Options) -> bool:
-  with contextlib.suppress(jax.errors.JaxRuntimeError):  # No such option.
-    jax.jit(lambda: 0).lower().compile(options)
-    return True
-  return False
+def first_known(candidates: Sequence[Options]) -> Options | None:
+  """Returns the first options that this XLA knows, or None."""
+  for options in candidates:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # No such option.
+      jax.jit(lambda: 0).lower().compile(options)
+      return options
+  return None

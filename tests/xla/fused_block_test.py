@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lamarck_jax import model, mutation
 from lamarck_jax import genotype as genotype_lib
+from lamarck_jax import model, mutation
 from lamarck_jax.genotype import SearchSpace
 from lamarck_jax.xla import fused_block
 from tests.xla.conftest import assert_close, make_arrays
