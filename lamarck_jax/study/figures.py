@@ -34,7 +34,7 @@ def figures(study: Study, paper: bool = False) -> dict[str, Figure]:
 
   Args:
     study: The study.
-    paper: Whether to draw the paper's values beside ours.
+    paper: Whether to draw the paper's values next to ours.
   """
   drawn = {}
   for name, draw in (
@@ -70,7 +70,7 @@ def write_figures(
   Args:
     study: The study.
     directory: Where to write.
-    paper: Whether to draw the paper's values beside ours.
+    paper: Whether to draw the paper's values next to ours.
 
   Raises:
     StorageError: If they cannot be written.
@@ -93,5 +93,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_bool('paper', False, "Draw the paper's Table 1 beside ours.")
+  flags.DEFINE_bool('paper', False, "Draw the paper's Table 1 next to ours.")
   command_line.run(main)
