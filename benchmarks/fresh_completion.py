@@ -1,13 +1,13 @@
-"""Is it the architecture or the weights? Completion of a study's networks, twice.
+"""Completes a study's networks from inherited and from fresh weights.
 
   python -m benchmarks.fresh_completion STUDY --out=FILE
 
-A checkpoint is completed from the weights that its search has left, which inheritance
-has trained for longer. Here the network of every finished run's last checkpoint is also
-completed from fresh weights, by the same schedule: there only the architecture counts.
-Accuracies on the training images say which of the two has learnt these by heart.
+A study completes a checkpoint from the weights of its search, which inheritance has
+trained for longer. Here the network of every finished run's last checkpoint is also
+completed from fresh weights, on the same schedule, where only the architecture matters.
+Accuracies on the training images show which of the two overfits.
 
-STUDY must still have its weights. The same command goes on where it was stopped.
+STUDY must still have its weights. The same command resumes after an interruption.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _SPLITS = ('train', 'validation', 'test')
 
 
 def measure(path: pathlib.Path, trainer: Trainer) -> dict[str, Any]:
-  """Returns the accuracies of a run's last network, completed from both weights."""
+  """Returns accuracies of a run's last checkpoint, completed from both weights."""
   config = config_dict.ConfigDict(records.read_config(path))
   result = records.read_result(path)
   assert result is not None
@@ -59,7 +59,7 @@ def measure(path: pathlib.Path, trainer: Trainer) -> dict[str, Any]:
 
 
 def main() -> None:
-  """Completes the networks that are not in the file yet, and prints means."""
+  """Completes the networks that are missing from the file, and prints means."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('study')
   parser.add_argument('--out', required=True)

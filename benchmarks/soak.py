@@ -1,12 +1,12 @@
-"""Searches that are killed again and again, beside the same searches left alone.
+"""Searches that are killed repeatedly, compared with uninterrupted ones.
 
   python -m benchmarks.soak [--kills=100] [--out=FILE] [--config.FIELD=VALUE ...]
 
-Each seed's digits search runs once undisturbed. Then it runs again in another
-directory, killed (SIGKILL) at random moments and started again until it ends by itself;
-then the next seed, until there were enough kills. After each kill the evaluations that
-had been recorded before it must still be there; at the end events (but for their
-seconds), weights and result must be those of the undisturbed search.
+The digits search of a seed runs once without interruption. Then it runs in another
+directory, where it is killed (SIGKILL) at random moments and resumed until it finishes;
+then the next seed follows, until there were enough kills. After each kill, every
+evaluation recorded before it must still be on disk; at the end, events (except for
+`seconds`), weights and result must equal those of the uninterrupted search.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def start(workdir: pathlib.Path, seed: int, overrides: list[str]) -> subprocess.Popen:
-  """Starts a search, or goes on with it."""
+  """Starts or resumes a search."""
   return subprocess.Popen(
     [
       sys.executable,
@@ -42,7 +42,7 @@ def start(workdir: pathlib.Path, seed: int, overrides: list[str]) -> subprocess.
 
 
 def read_events(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the whole lines of events.jsonl, without durations."""
+  """Returns the complete lines of events.jsonl, without durations."""
   path = workdir / 'events.jsonl'
   if not path.exists():
     return []
@@ -51,7 +51,7 @@ def read_events(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def contents(workdir: pathlib.Path) -> dict[str, Any]:
-  """Returns what must be equal: events, digests of the weights, the result."""
+  """Returns what must be equal: events, digests of the weights, and the result."""
 
   def without_seconds(value: Any) -> Any:
     if isinstance(value, dict):
@@ -70,10 +70,10 @@ def contents(workdir: pathlib.Path) -> dict[str, Any]:
   }
 
 
-def disturb(
+def run_with_kills(
   workdir: pathlib.Path, seed: int, overrides: list[str], longest: float
 ) -> tuple[int, int]:
-  """Runs a search to its end through kills; returns their number and what was lost."""
+  """Kills a search until it finishes; returns the kills, and the kills with loss."""
   rng = random.Random(seed)
   kills = lost = 0
   while True:
@@ -105,19 +105,17 @@ def main() -> None:
   while sum(row[1] for row in rows) < args.kills:
     seed = len(rows)
     with tempfile.TemporaryDirectory() as directory:
-      alone, killed = (
-        pathlib.Path(directory, 'alone'),
-        pathlib.Path(directory, 'killed'),
-      )
+      uninterrupted = pathlib.Path(directory, 'uninterrupted')
+      killed = pathlib.Path(directory, 'killed')
       begin = time.monotonic()
-      process = start(alone, seed, overrides)
+      process = start(uninterrupted, seed, overrides)
       _, stderr = process.communicate()
       if process.returncode:
-        raise SystemExit(f'the undisturbed search failed: {stderr}')
-      # Long enough for some evaluations, short enough for many kills.
+        raise SystemExit(f'the uninterrupted search failed: {stderr}')
+      # Long enough to record some evaluations, short enough for many kills.
       longest = 0.25 * (time.monotonic() - begin)
-      kills, lost = disturb(killed, seed, overrides, longest)
-      same = contents(alone) == contents(killed)
+      kills, lost = run_with_kills(killed, seed, overrides, longest)
+      same = contents(uninterrupted) == contents(killed)
       num_evaluations = len(read_events(killed))
     rows.append([seed, kills, num_evaluations, lost, 'yes' if same else 'NO'])
     print(*rows[-1], flush=True)
@@ -125,7 +123,7 @@ def main() -> None:
   common.write_json(args.out, {'header': header, 'rows': rows})
   common.print_table(header, rows)
   if any(row[3] or row[4] != 'yes' for row in rows):
-    raise SystemExit('a killed search did not end as the undisturbed one')
+    raise SystemExit('a killed search differs from the uninterrupted one')
 
 
 if __name__ == '__main__':

@@ -137,8 +137,8 @@ _CASES += [
       ('--config.batch_size=0', 'config.batch_size'),
     ]
   ),
-  ('lamarck_jax.study.analysis', [], 'arguments'),
-  ('lamarck_jax.study.analysis', ['DIR/nowhere'], 'DIR/nowhere'),
+  ('lamarck_jax.study.tables', [], 'arguments'),
+  ('lamarck_jax.study.tables', ['DIR/nowhere'], 'DIR/nowhere'),
   ('lamarck_jax.study.figures', ['DIR/other_files'], 'DIR/other_files'),
   ('lamarck_jax.study.figures', ['DIR/no_json'], 'DIR/no_json'),
 ]

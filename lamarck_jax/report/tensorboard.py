@@ -1,4 +1,4 @@
-"""A search in TensorBoard: scalars of every evaluation, while it runs."""
+"""TensorBoard scalars of every evaluation, written while a search runs."""
 
 import os
 import time
@@ -9,17 +9,14 @@ from lamarck_jax.errors import UserError
 
 
 class Scalars:
-  """Writes the scalars of events, without TensorFlow; a context manager.
+  """Writes scalars of events, without TensorFlow; a context manager.
 
   An instance is a callback for `lamarck_jax.search.run`. The step is the evaluation, so
-  that a search goes on where it was in the same folder.
+  that a resumed search continues its curves in the same folder.
   """
 
   def __init__(self, directory: str | os.PathLike[str]):
-    """Opens a folder.
-
-    Args:
-      directory: The folder of the event files; made if it is not there.
+    """Opens a folder for event files, and creates it if needed.
 
     Raises:
       UserError: If tensorboardX is not installed, or the folder cannot be written.
@@ -28,15 +25,19 @@ class Scalars:
       import tensorboardX
     except ImportError as error:
       raise UserError(
-        'tensorboard_dir: wants tensorboardX: pip install "lamarck-jax[tensorboard]"'
+        f'tensorboard_dir: got {directory}, want tensorboardX installed'
+        ' (pip install "lamarck-jax[tensorboard]")'
       ) from error
     try:
-      # By itself it names a file by the second, and a quick restart would overwrite it.
+      # tensorboardX names files by the second, so a quick restart would overwrite one.
       self._writer = tensorboardX.SummaryWriter(
         os.fspath(directory), filename_suffix=f'.{time.time_ns()}'
       )
     except OSError as error:
-      raise UserError(f'tensorboard_dir: {directory}: {error.strerror}') from error
+      raise UserError(
+        f'tensorboard_dir: got {directory}, want a folder that can be written:'
+        f' {error.strerror}'
+      ) from error
 
   def __call__(self, event: dict[str, Any]) -> None:
     """Writes the scalars of an event."""
@@ -50,7 +51,7 @@ class Scalars:
       **{f'seconds/{name}': value for name, value in event['seconds'].items()},
     }
     if event['fitness_at_birth'] is not None:
-      scalars['accuracy/at_birth'] = event['fitness_at_birth']
+      scalars['accuracy/before_training'] = event['fitness_at_birth']
     for name, value in scalars.items():
       self._writer.add_scalar(name, value, event['evaluation'])
     self._writer.flush()

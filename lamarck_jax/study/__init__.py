@@ -1,4 +1,9 @@
-"""Settings x seeds: running them, the paper's tests, tables and figures.
+"""Studies: a search for every setting and seed, with tests, tables and figures.
 
-For whoever compares settings; a single search needs none of it.
+Read it to compare settings as Section 4.1 does; a single search needs none of it.
+`python -m lamarck_jax.study` runs a study. `runner` loops over its searches, which
+`executors` run in processes of this machine or on Ray. `results` collects the numbers
+into one file, from which `analysis` computes the tests, `tables` Table 1, and `figures`
+(with `plots` and `architecture`) the paper's figures. `before_training` measures what
+children keep of their parents' accuracy.
 """

@@ -1,6 +1,145 @@
-"""`python -m lamarck_jax.study`: see `lamarck_jax.study.runner`."""
+"""Runs a study: a search for every setting and seed, side by side (Section 4.1).
 
-from lamarck_jax.study import runner
+  python -m lamarck_jax.study --config=configs/cifar10.py --workdir=DIR --num_seeds=20
+  python -m lamarck_jax.study --config=configs/cifar10.py --workdir=DIR --engine=ray
+
+Every run is an ordinary run directory, DIR/<setting>/seed<k>, and resumes by itself.
+The same command resumes a study that was stopped and skips finished runs; with more
+seeds or settings it extends the study. A worker that dies is restarted; a run that
+fails is named at the end and does not stop the others. The study ends with
+DIR/results.json (every number that tables and figures need), DIR/table.{txt,csv,tex},
+the figures and DIR/report.html.
+"""
+
+from collections.abc import Mapping
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from lamarck_jax import config as config_lib
+from lamarck_jax.errors import UserError
+from lamarck_jax.runtime import command_line, signals
+from lamarck_jax.study import results, runner
+from lamarck_jax.study.executors import Executor, LocalExecutor, RayExecutor, Task
+
+
+def _define_flags() -> None:
+  config_flags.DEFINE_config_file('config', None, 'Configuration file, no setting.')
+  flags.DEFINE_string('workdir', None, 'Directory of the study.')
+  flags.DEFINE_string('xla_cache_dir', None, command_line.XLA_CACHE_DIR_HELP)
+  flags.DEFINE_list(
+    'settings',
+    list(config_lib.PAPER_SETTINGS),
+    'Settings; the first is compared with each of the others.',
+  )
+  flags.DEFINE_integer(
+    'num_seeds',
+    20,
+    'Runs of each setting; seeds count up from config.seed.',
+    lower_bound=1,
+  )
+  flags.DEFINE_enum(
+    'engine', 'local', ['local', 'ray'], 'Processes of this machine, or a Ray cluster.'
+  )
+  flags.DEFINE_integer(
+    'num_workers',
+    None,
+    'Maximum number of concurrent runs; by default one per GPU, or else per core, and'
+    ' with Ray as many as the cluster has room for.',
+    lower_bound=1,
+  )
+  flags.DEFINE_string(
+    'ray_address', None, 'Ray cluster to join; one is started here by default.'
+  )
+  flags.DEFINE_float('cpus_per_run', 1, 'Ray: CPUs that a run needs.', lower_bound=1)
+  flags.DEFINE_float('gpus_per_run', 0, 'Ray: GPUs that a run needs.', lower_bound=0)
+
+
+def _make_executor(values: flags.FlagValues) -> Executor:
+  if values.engine == 'local':
+    return LocalExecutor(values.num_workers)
+  return RayExecutor(
+    values.ray_address,
+    cpus_per_run=values.cpus_per_run,
+    gpus_per_run=values.gpus_per_run,
+    num_workers=values.num_workers,
+  )
+
+
+def _run(tasks: list[Task], values: flags.FlagValues) -> dict[Task, str]:
+  """Runs the searches; a signal ends the program with the signal's exit status."""
+  signals.install()
+  executor = _make_executor(values)
+  progress = runner.Progress(tasks)
+  try:
+    return runner.run(tasks, executor, progress.ended, progress.update)
+  except signals.Stopped as stopped:
+    signals.say_stopped(f'stopped; the same command resumes {values.workdir}')
+    sys.exit(stopped.status)
+  finally:
+    progress.close()
+    executor.close()
+
+
+def _write_outputs(root: pathlib.Path) -> None:
+  """Writes results, tables, figures and the report, and prints the tables."""
+  # Matplotlib and SciPy, which --help and bad flags need not wait for.
+  from lamarck_jax.report import html_page
+  from lamarck_jax.study import figures, tables
+
+  study = results.collect(root)
+  results.write(study, root / 'results.json')
+  tables.write_tables(study, root)
+  figures.write_figures(study, root)
+  html_page.write_if_possible(root)
+  print(tables.report(study))
+  print(f'everything is in {root}')
+
+
+def _exit_if_failed(failures: Mapping[Task, str]) -> None:
+  for task, reason in failures.items():
+    print(f'failed: {task.name}: {reason}', file=sys.stderr)
+  if failures:
+    sys.exit(1)
+
+
+def main(argv: list[str]) -> None:
+  """Runs the study that the flags describe, and reports how it ended."""
+  values = flags.FLAGS
+  if len(argv) > 1:
+    raise UserError(f'arguments: got {argv[1]!r}, want flags alone')
+  if not values.workdir:
+    raise UserError('workdir: got none, want the directory of the study')
+  tasks = runner.make_tasks(
+    config_flags.get_config_filename(values['config']),
+    config_flags.get_override_values(values['config']),
+    values.settings,
+    values.num_seeds,
+    values.workdir,
+    values.xla_cache_dir,
+  )
+  root = pathlib.Path(values.workdir)
+  runs = [(task.setting, task.seed) for task in tasks]
+  try:
+    (root / 'logs').mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f'workdir: got {root}, want a directory that can be written: {error.strerror}'
+    ) from error
+  results.write_plan(root, runs)
+  failures = _run(tasks, values)
+  results.write_plan(root, runs, {task.name: why for task, why in failures.items()})
+  _write_outputs(root)
+  _exit_if_failed(failures)
+
+
+def cli() -> None:
+  """Entry point of `python -m lamarck_jax.study` and of `lamarck-study`."""
+  _define_flags()
+  command_line.run(main)
+
 
 if __name__ == '__main__':
-  runner.cli()
+  cli()

@@ -1,9 +1,9 @@
-"""What children keep of their parents' accuracy before they are trained.
+"""How much of their parents' accuracy children keep before they are trained.
 
   python -m lamarck_jax.study.before_training DIR
 
 DIR is a study's directory. Section 5 of the paper asks how inheritance might do better;
-a child that starts at its parent's accuracy is the most it can do.
+before training, the best that it can do is to keep the parent's accuracy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,45 +17,46 @@ from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.run_directory import records
 from lamarck_jax.runtime import command_line
-from lamarck_jax.study import analysis
+from lamarck_jax.study import tables
 
-# Of runs that do not say.
+# The shape of images, for runs that do not record it.
 _DEFAULT_SHAPE = (32, 32, 3)
 
 
 @dataclasses.dataclass(frozen=True)
-class Births:
-  """Children of one setting made by one operator.
+class AccuracyDrops:
+  """The children that one operator made in one setting.
 
   Attributes:
     setting: Name of the setting.
     operator: As in `mutation.OPERATORS`; several where mutations piled up.
-    exact: Whether they could compute just what their parents do (`net2net.is_exact`).
-    losses: Their parents' validation accuracy less their own at birth.
+    preservable: Whether the children can compute exactly the parents' functions
+      (`net2net.is_exact`).
+    drops: Validation accuracy of each parent less that of its child before training.
   """
 
   setting: str
   operator: str
-  exact: bool
-  losses: tuple[float, ...]
+  preservable: bool
+  drops: tuple[float, ...]
 
 
-def collect(root: pathlib.Path) -> list[Births]:
+def collect(root: pathlib.Path) -> list[AccuracyDrops]:
   """Reads the events of a study's runs, finished or not.
 
   Args:
     root: Directory of the study.
 
   Returns:
-    The children by setting and operator; those that failed at birth are left out.
+    The children by setting and operator, except those that failed before training.
 
   Raises:
     UserError: If there is no run.
   """
-  found: dict[tuple[str, str, bool], list[float]] = {}
   paths = sorted(path.parent for path in root.glob('*/seed*/config.json'))
   if not paths:
-    raise UserError(f'birth: got {root}, want a study with runs')
+    raise UserError(f'study: got {root}, want a study with runs')
+  found: dict[tuple[str, str, bool], list[float]] = {}
   for path in paths:
     events = records.read_events(path)
     dataset = records.read_environment(path).get('dataset', {})
@@ -65,42 +66,42 @@ def collect(root: pathlib.Path) -> list[Births]:
         continue
       parent = events[event['parent']]
       before, after = map(Genotype.from_json, (parent, event))
-      exact = net2net.is_exact(before, after, channels)
-      key = (path.parent.name, ' + '.join(event['mutation']), exact)
-      loss = parent['fitness'] - event['fitness_at_birth']
-      found.setdefault(key, []).append(loss)
-  return [Births(*key, tuple(losses)) for key, losses in sorted(found.items())]
+      preservable = net2net.is_exact(before, after, channels)
+      key = (path.parent.name, ' + '.join(event['mutation']), preservable)
+      drop = parent['fitness'] - event['fitness_at_birth']
+      found.setdefault(key, []).append(drop)
+  return [AccuracyDrops(*key, tuple(drops)) for key, drops in sorted(found.items())]
 
 
-def table(births: Sequence[Births]) -> str:
-  """Returns the losses in points of accuracy as a Markdown table, by operator."""
-  header = ['operator', 'function can be kept']
-  rows: list[list[str]] = []
-  settings = sorted({group.setting for group in births})
-  kinds = sorted({(not group.exact, group.operator) for group in births})
-  by_kind: Mapping[tuple[str, bool, str], Births] = {
-    (group.setting, not group.exact, group.operator): group for group in births
+def table(groups: Sequence[AccuracyDrops]) -> str:
+  """Returns the drops in points of accuracy as a Markdown table, by operator."""
+  settings = sorted({group.setting for group in groups})
+  by_kind: Mapping[tuple[str, bool, str], AccuracyDrops] = {
+    (group.setting, group.preservable, group.operator): group for group in groups
   }
-  for inexact, operator in kinds:
-    row = [operator.replace('_', ' '), 'no' if inexact else 'yes']
+  rows: list[list[str]] = []
+  # Those that can preserve the function first.
+  for lossy, operator in sorted({(not g.preservable, g.operator) for g in groups}):
+    row = [operator.replace('_', ' '), 'no' if lossy else 'yes']
     for setting in settings:
-      group = by_kind.get((setting, inexact, operator))
-      row.append(_cell(group.losses if group else ()))
+      group = by_kind.get((setting, not lossy, operator))
+      row.append(_cell(group.drops if group else ()))
     rows.append(row)
-  for name, exact in (('all of these', True), ('all of these', False)):
-    row = [name, 'yes' if exact else 'no']
+  for preservable in (True, False):
+    row = ['all of these', 'yes' if preservable else 'no']
     for setting in settings:
-      groups = [g for g in births if g.setting == setting and g.exact == exact]
-      row.append(_cell([loss for group in groups for loss in group.losses]))
+      kind = (setting, preservable)
+      chosen = [g.drops for g in groups if (g.setting, g.preservable) == kind]
+      row.append(_cell([drop for drops in chosen for drop in drops]))
     rows.append(row)
-  return analysis.markdown_table(header + settings, rows)
+  return tables.markdown(['operator', 'function preservable', *settings], rows)
 
 
-def _cell(losses: Sequence[float]) -> str:
-  if not losses:
+def _cell(drops: Sequence[float]) -> str:
+  if not drops:
     return '-'
-  low, median, high = 100 * np.quantile(losses, (0.25, 0.5, 0.75))
-  return f'{median:.1f} ({low:.1f} to {high:.1f}), n = {len(losses)}'
+  low, median, high = 100 * np.quantile(drops, (0.25, 0.5, 0.75))
+  return f'{median:.1f} ({low:.1f} to {high:.1f}), n = {len(drops)}'
 
 
 def main(argv: list[str]) -> None:
@@ -110,8 +111,8 @@ def main(argv: list[str]) -> None:
       f'arguments: got {len(argv) - 1}, want one, the directory of a study'
     )
   print(
-    'Median loss of validation accuracy at birth, in points, with quartiles:\n\n'
-    + table(collect(pathlib.Path(argv[1])))
+    'Median drop of validation accuracy before training, in points, with quartiles:'
+    '\n\n' + table(collect(pathlib.Path(argv[1])))
   )
 
 

@@ -1,7 +1,8 @@
-"""What performs the runs of a study: processes of this machine, or a Ray cluster.
+"""Executors of a study's runs: processes of this machine, or a Ray cluster.
 
-Both take a `Task` and give a `concurrent.futures.Future`. Its result is None, or why
-the run failed; an exception means that the process died, and the run can go on.
+Both take a `Task` and return a `concurrent.futures.Future`. Its result is None, or the
+reason why the run failed; an exception means that the process died, and that the run
+can be resumed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from ml_collections import config_dict
 from lamarck_jax.errors import UserError
 from lamarck_jax.runtime import devices
 
-# None, or why a run failed; an exception where its process died.
+# None, or why a run failed; an exception if its process died.
 Outcome = concurrent.futures.Future[str | None]
 
 
@@ -38,8 +39,8 @@ class Task:
     seed: Its seed.
     config: Its configuration.
     workdir: Its run directory.
-    log: File that gets what it prints.
-    xla_cache_dir: Folder of compiled programs, as `compilation_cache.enable` has it.
+    log: File for its standard output and standard error.
+    xla_cache_dir: Folder of compiled programs, as `compilation_cache.enable` takes it.
   """
 
   setting: str
@@ -51,7 +52,7 @@ class Task:
 
   @property
   def name(self) -> str:
-    """Its directory inside the study's."""
+    """The path of its run directory within the study."""
     return f'{self.setting}/seed{self.seed}'
 
   @property
@@ -60,26 +61,24 @@ class Task:
     return (self.workdir / 'result.json').exists()
 
   def epochs_used(self) -> int:
-    """Returns how many epochs it has used, by its events on disk."""
+    """Returns the training epochs used so far, according to its events on disk."""
     try:
       lines = (self.workdir / 'events.jsonl').read_bytes().split(b'\n')
     except FileNotFoundError:
       return 0
-    # What follows the last line break is not written yet, or empty.
+    # Whatever follows the last line break is an incomplete line, or empty.
     return json.loads(lines[-2])['epochs_used'] if len(lines) > 1 else 0
 
 
 def perform(task: Task) -> str | None:
-  """Runs a search in this process, a worker's.
-
-  Args:
-    task: The run.
+  """Runs a search in the calling process, which must be a worker of its own.
 
   Returns:
-    None, or why it failed, in one line.
+    None, or why the search failed, in one line.
   """
   with task.log.open('a') as log, _redirected(log):
     try:
+      # These import JAX, which must find the environment that the worker was given.
       from lamarck_jax import search
       from lamarck_jax.report import html_page
       from lamarck_jax.runtime import process
@@ -97,7 +96,7 @@ def perform(task: Task) -> str | None:
 
 @contextlib.contextmanager
 def _redirected(file: TextIO) -> Iterator[None]:
-  """Sends what this process prints to a file, native libraries' output too."""
+  """Redirects standard output and error to a file, for native libraries too."""
   streams = (sys.stdout, sys.stderr)
   saved = [os.dup(number) for number in (1, 2)]
   try:
@@ -113,56 +112,71 @@ def _redirected(file: TextIO) -> Iterator[None]:
       os.close(copy)
 
 
-class LocalEngine:
-  """Worker processes on this machine, each with its own cores, or with a GPU.
+def worker_resources(
+  num_workers: int, cores: Sequence[int], gpus: Sequence[str]
+) -> list[tuple[list[int], dict[str, str]]]:
+  """Divides the cores and GPUs of a machine among workers.
+
+  Args:
+    num_workers: Number of workers.
+    cores: Numbers of the available cores.
+    gpus: Identifiers of the available GPUs, as CUDA_VISIBLE_DEVICES takes them.
+
+  Returns:
+    For each worker its cores, and the environment variables that give it a GPU.
+  """
+  cores_per_worker = max(1, len(cores) // num_workers)
+  workers = []
+  for worker in range(num_workers):
+    environment = {}
+    if gpus:
+      workers_per_gpu = -(-num_workers // len(gpus))
+      environment['CUDA_VISIBLE_DEVICES'] = gpus[worker % len(gpus)]
+      # XLA preallocates three quarters of a GPU's memory by default.
+      environment['XLA_PYTHON_CLIENT_MEM_FRACTION'] = f'{0.75 / workers_per_gpu:.3f}'
+    first = worker * len(cores) // num_workers
+    workers.append((list(cores[first : first + cores_per_worker]), environment))
+  return workers
+
+
+class LocalExecutor:
+  """Worker processes on this machine, each with cores of its own, or with a GPU.
 
   Attributes:
-    num_workers: Most runs at a time.
+    num_workers: Maximum number of concurrent runs.
   """
 
   def __init__(self, num_workers: int | None = None):
-    """Divides the machine.
-
-    Args:
-      num_workers: Number of processes; one per GPU, or else per core, by default.
-    """
+    """Divides the machine; by default one worker per GPU, or else per core."""
     cores, gpus = devices.available_cores(), devices.available_gpus()
     self.num_workers = num_workers or len(gpus or cores)
-    self._environments = []
-    for worker in range(self.num_workers):
-      environment = {}
-      if gpus:
-        sharing = -(-self.num_workers // len(gpus))
-        environment['CUDA_VISIBLE_DEVICES'] = gpus[worker % len(gpus)]
-        environment['XLA_PYTHON_CLIENT_MEM_FRACTION'] = f'{0.75 / sharing:.3f}'
-      share = cores[worker * len(cores) // self.num_workers :]
-      share = share[: max(1, len(cores) // self.num_workers)]
-      self._environments.append((share, environment))
+    self._resources = worker_resources(self.num_workers, cores, gpus)
     self._pools: list[concurrent.futures.ProcessPoolExecutor | None]
     self._pools = [None] * self.num_workers
     self._busy: dict[Outcome, int] = {}
 
   def submit(self, task: Task) -> Outcome:
-    """Starts a run on a free worker; returns the future of `perform`'s result."""
+    """Starts a run on a free worker; returns a future of `perform`'s result."""
     for future in [future for future in self._busy if future.done()]:
       worker = self._busy.pop(future)
       if future.exception():  # The process died, and with it its pool.
         self._pools[worker] = None
     worker = min(set(range(self.num_workers)) - set(self._busy.values()))
+    # A pool of one process per worker, since a dead process breaks its whole pool.
     pool = self._pools[worker]
     if pool is None:
       pool = self._pools[worker] = concurrent.futures.ProcessPoolExecutor(
         max_workers=1,
         mp_context=multiprocessing.get_context('spawn'),
         initializer=_initialise_worker,
-        initargs=self._environments[worker],
+        initargs=self._resources[worker],
       )
     future = pool.submit(perform, task)
     self._busy[future] = worker
     return future
 
   def close(self) -> None:
-    """Ends all workers, in the middle of a run too."""
+    """Ends all workers, even in the middle of a run."""
     if not all(future.done() for future in self._busy):
       for process in multiprocessing.active_children():
         process.kill()
@@ -172,11 +186,12 @@ class LocalEngine:
 
 
 def _initialise_worker(cores: Sequence[int], environment: Mapping[str, str]) -> None:
-  """Confines this process to its share, before JAX looks at the machine."""
+  """Confines a worker to its cores and GPU, before JAX initialises."""
   os.environ.update(environment)
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, cores)
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent says when to end.
+  # Ctrl-C reaches the whole process group; the parent decides what ends.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
   assert parent is not None
 
@@ -187,14 +202,15 @@ def _initialise_worker(cores: Sequence[int], environment: Mapping[str, str]) -> 
   threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-class RayEngine:
+class RayExecutor:
   """Tasks of a Ray cluster.
 
-  The package must be installed on every node, and the study's directory be the same
-  path on all of them.
+  The package must be installed on every node, and the study's directory must have the
+  same path on all of them.
 
   Attributes:
-    num_workers: Most runs handed to Ray at a time; it starts those it has room for.
+    num_workers: Maximum number of runs submitted to Ray at a time, which starts as
+      many of them as the cluster has room for.
   """
 
   def __init__(
@@ -212,18 +228,21 @@ class RayEngine:
         the environment variable RAY_ADDRESS names one.
       cpus_per_run: CPUs that each run asks for.
       gpus_per_run: GPUs that each run asks for; may be below 1.
-      num_workers: Most runs at a time; as many as there are, by default.
+      num_workers: Maximum number of runs at a time; unlimited by default.
+
+    Raises:
+      UserError: If Ray is not installed, or the cluster cannot be reached.
     """
     try:
       import ray
     except ImportError as error:
       raise UserError(
-        "engine: got 'ray', want it installed: pip install 'lamarck-jax[ray]'"
+        "engine: got 'ray', want Ray installed (pip install 'lamarck-jax[ray]')"
       ) from error
     self._ray = ray
     self.num_workers = num_workers or 2**31
     try:
-      if address and ':' in address:  # Ray would try for minutes.
+      if address and ':' in address:  # Ray would retry for minutes.
         host, _, port = address.removeprefix('ray://').rpartition(':')
         socket.create_connection((host, int(port)), timeout=10).close()
       ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
@@ -231,8 +250,19 @@ class RayEngine:
       raise UserError(
         f'ray_address: got {address!r}, want that of a running cluster: {error}'
       ) from error
-    for resource, needed in (('CPU', cpus_per_run), ('GPU', gpus_per_run)):
-      available = ray.cluster_resources().get(resource, 0)
+    self._warn_if_scarce({'CPU': cpus_per_run, 'GPU': gpus_per_run})
+    self._perform = ray.remote(
+      num_cpus=cpus_per_run,
+      num_gpus=gpus_per_run,
+      max_calls=1,  # A process per run, since its settings hold for the process.
+      max_retries=0,  # The runner retries, and counts.
+      runtime_env={'env_vars': {'PJRT_NPROC': str(max(1, int(cpus_per_run)))}},
+    )(perform)
+
+  def _warn_if_scarce(self, needed_per_run: Mapping[str, float]) -> None:
+    # Only a warning: nodes may still join the cluster.
+    for resource, needed in needed_per_run.items():
+      available = self._ray.cluster_resources().get(resource, 0)
       if available < needed:
         logging.warning(
           'a run asks for %g %s, but the cluster has %g now',
@@ -240,19 +270,14 @@ class RayEngine:
           resource,
           available,
         )
-    # A process for each run, with threads for its CPUs alone. Retries are ours.
-    self._perform = ray.remote(
-      num_cpus=cpus_per_run,
-      num_gpus=gpus_per_run,
-      max_calls=1,
-      max_retries=0,
-      runtime_env={'env_vars': {'PJRT_NPROC': str(max(1, int(cpus_per_run)))}},
-    )(perform)
 
   def submit(self, task: Task) -> Outcome:
-    """Hands a run to Ray; returns the future of `perform`'s result."""
+    """Submits a run to Ray; returns a future of `perform`'s result."""
     return self._perform.remote(task).future()
 
   def close(self) -> None:
-    """Leaves the cluster, which ends what still runs."""
+    """Leaves the cluster, which ends the runs still in progress."""
     self._ray.shutdown()
+
+
+Executor = LocalExecutor | RayExecutor

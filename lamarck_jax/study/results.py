@@ -1,7 +1,7 @@
-"""The numbers of a study: what tables, tests and figures are made from.
+"""The numbers of a study, from which tables, tests and figures are computed.
 
-They are collected from the run directories into one small file, results.json, from
-which all of these can be made again.
+They are collected from the run directories into one small file, results.json, which
+alone suffices to compute all of these again.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ import pathlib
 from typing import Any
 
 from lamarck_jax.errors import UserError
-from lamarck_jax.run_directory import records
+from lamarck_jax.run_directory import durable, records
 
 FORMAT_VERSION = 1
 
@@ -25,11 +25,11 @@ class Run:
     seed: Its seed.
     epochs: Epochs used after each evaluation, ascending.
     fitness: Validation accuracy of each evaluation, in [0, 1].
-    best_fitness: Best validation accuracy so far.
-    best_num_blocks: Number of blocks of the best network so far.
-    flops: Operations of one example times the examples seen, over the search.
+    best_fitness: Best validation accuracy up to and including each evaluation.
+    best_num_blocks: Number of blocks of the network that had it.
+    flops: FLOPs of one forward pass per example seen, summed over the search.
     seconds: Duration of the search, without completion.
-    best: Blocks of the best network, [filters, kernel size, stride] each.
+    best: Blocks of the best network, (filters, kernel size, stride) each.
     test_accuracy: Test accuracy after completion, by the checkpoint's epochs.
   """
 
@@ -44,11 +44,11 @@ class Run:
   test_accuracy: Mapping[int, float]
 
   def best_fitness_at(self, epochs: float) -> float:
-    """Returns the best validation accuracy after so many epochs, or NaN before any."""
+    """Returns the best validation accuracy within `epochs`; NaN if there is none."""
     return self._at(self.best_fitness, epochs)
 
   def best_num_blocks_at(self, epochs: int) -> float:
-    """Returns the best network's number of blocks after so many epochs, likewise."""
+    """Returns the best network's number of blocks within `epochs`; NaN if none."""
     return self._at(self.best_num_blocks, epochs)
 
   def _at(self, values: tuple[float, ...], epochs: float) -> float:
@@ -63,9 +63,9 @@ class Setting:
   Attributes:
     name: Its name.
     inheritance: Its mode of inheritance.
-    epochs_per_evaluation: e.
-    runs: The finished runs, by seed.
-    missing: Why a run is not among them, by seed.
+    epochs_per_evaluation: Training epochs of each child, the paper's e.
+    runs: The finished runs, ordered by seed.
+    missing: Why a run has no result, by seed.
   """
 
   name: str
@@ -75,12 +75,12 @@ class Setting:
   missing: Mapping[int, str]
 
   def test_accuracies(self, epochs: int) -> list[float]:
-    """Returns the runs' test accuracies at a checkpoint, of those that have one."""
+    """Returns the test accuracies at a checkpoint, of the runs that have it."""
     found = [run.test_accuracy.get(epochs) for run in self.runs]
     return [accuracy for accuracy in found if accuracy is not None]
 
   def best_fitnesses(self, epochs: float) -> list[float]:
-    """Returns the runs' best validation accuracies after so many epochs."""
+    """Returns the best validation accuracy of each run within `epochs`."""
     return [run.best_fitness_at(epochs) for run in self.runs]
 
 
@@ -90,9 +90,9 @@ class Study:
 
   Attributes:
     dataset: Name of the data set.
-    budget_epochs: n.
-    checkpoint_epochs: Budgets at which there are test accuracies, ascending.
-    settings: The settings, in the order asked for.
+    budget_epochs: Training epochs of each search, the paper's n.
+    checkpoint_epochs: Budgets with test accuracies, in epochs, ascending.
+    settings: The settings, in the order of the command.
   """
 
   dataset: str
@@ -106,18 +106,31 @@ def write_plan(
   runs: Iterable[tuple[str, int]],
   failures: Mapping[str, str] | None = None,
 ) -> None:
-  """Notes which runs belong to a study, besides those noted before.
+  """Adds runs to the plan of a study, study.json.
 
   Args:
     root: Directory of the study.
-    runs: Setting and seed of each.
-    failures: Why runs failed, by `<setting>/seed<k>`; replaces what was noted.
+    runs: Setting and seed of each run.
+    failures: Why runs failed, by `<setting>/seed<k>`; replaces the failures before.
+
+  Raises:
+    UserError: If the plan so far is damaged.
+    StorageError: If the plan cannot be written.
   """
   path = root / 'study.json'
-  known = json.loads(path.read_text())['runs'] if path.exists() else []
+  known = _read_plan(root)['runs'] if path.exists() else []
   known += [list(run) for run in runs if list(run) not in known]
   content = {'format_version': FORMAT_VERSION, 'runs': known}
   _write(path, json.dumps({**content, 'failures': dict(failures or {})}, indent=1))
+
+
+def _read_plan(root: pathlib.Path) -> dict[str, Any]:
+  path = root / 'study.json'
+  try:
+    plan = json.loads(path.read_bytes())
+    return {'runs': list(plan['runs']), 'failures': dict(plan['failures'])}
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(f'study: got {path}, want the plan of a study: {error}') from error
 
 
 def collect(root: pathlib.Path) -> Study:
@@ -127,26 +140,39 @@ def collect(root: pathlib.Path) -> Study:
     root: Directory of the study; it has a plan.
 
   Raises:
-    UserError: If no run has been started.
+    UserError: If no run has been started, or files are damaged.
   """
-  plan = json.loads((root / 'study.json').read_text())
-  settings: dict[str, tuple[list[Run], dict[int, str]]] = {}
-  configs: dict[str, Any] = {}
+  plan = _read_plan(root)
+  runs: dict[str, list[Run]] = {}
+  missing: dict[str, dict[int, str]] = {}
+  configs: dict[str, dict[str, Any]] = {}
   for name, seed in plan['runs']:
-    runs, missing = settings.setdefault(name, ([], {}))
+    runs.setdefault(name, [])
+    missing.setdefault(name, {})
     path = root / name / f'seed{seed}'
     if (path / 'config.json').exists():
       configs[name] = records.read_config(path)
     if (path / 'result.json').exists():
-      runs.append(_read_run(path, seed))
+      runs[name].append(_read_run(path, seed))
     else:
-      missing[seed] = plan['failures'].get(f'{name}/seed{seed}', 'not finished')
+      missing[name][seed] = plan['failures'].get(f'{name}/seed{seed}', 'not finished')
   if not configs:
-    raise UserError(f'study: {root} has no run yet')
+    raise UserError(f'study: got {root}, want a study with a run that has started')
+  settings = [
+    Setting(
+      name,
+      configs[name]['inheritance'],
+      configs[name]['epochs_per_evaluation'],
+      tuple(sorted(runs[name], key=lambda run: run.seed)),
+      missing[name],
+    )
+    for name in runs
+    if name in configs
+  ]
   checkpoints = {
     epochs
-    for runs, _ in settings.values()
-    for run in runs
+    for setting in settings
+    for run in setting.runs
     for epochs in run.test_accuracy
   }
   config = next(iter(configs.values()))
@@ -154,17 +180,7 @@ def collect(root: pathlib.Path) -> Study:
     config['dataset']['name'],
     config['budget_epochs'],
     tuple(sorted(checkpoints)),
-    tuple(
-      Setting(
-        name,
-        configs[name]['inheritance'],
-        configs[name]['epochs_per_evaluation'],
-        tuple(sorted(runs, key=lambda run: run.seed)),
-        missing,
-      )
-      for name, (runs, missing) in settings.items()
-      if name in configs
-    ),
+    tuple(settings),
   )
 
 
@@ -194,7 +210,7 @@ def _read_run(path: pathlib.Path, seed: int) -> Run:
 
 
 def write(study: Study, path: str | os.PathLike[str]) -> None:
-  """Writes results.json, a line per run."""
+  """Writes results.json, with a line per run so that versions can be compared."""
   content = {'format_version': FORMAT_VERSION, **dataclasses.asdict(study)}
   text = json.dumps(content).replace('{"seed"', '\n{"seed"')
   _write(pathlib.Path(path), text)
@@ -207,7 +223,7 @@ def load(path: str | os.PathLike[str]) -> Study:
     path: A study's directory, or a results.json, or a directory with one.
 
   Raises:
-    UserError: If there is none, or it is of another format.
+    UserError: If there is none, or it has another format version.
   """
   path = pathlib.Path(path)
   if (path / 'study.json').exists():
@@ -216,8 +232,11 @@ def load(path: str | os.PathLike[str]) -> Study:
     path = path / 'results.json'
   try:
     content = json.loads(path.read_bytes())
-    if content.pop('format_version') != FORMAT_VERSION:
-      raise UserError(f'results: {path} is not of format version {FORMAT_VERSION}')
+    version = content.pop('format_version')
+    if version != FORMAT_VERSION:
+      raise UserError(
+        f'results: got format version {version} of {path}, want {FORMAT_VERSION}'
+      )
     return _study_from_json(content)
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(
@@ -244,6 +263,4 @@ def _study_from_json(content: dict[str, Any]) -> Study:
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_name(f'.{path.name}.tmp')
-  temporary.write_text(text + '\n')
-  temporary.replace(path)
+  durable.write(path, (text + '\n').encode())

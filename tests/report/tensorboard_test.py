@@ -1,4 +1,4 @@
-"""Tests of `tensorboard`: scalars of a search, read back from the event files."""
+"""Scalars of a search, read back from TensorBoard's event files."""
 
 import struct
 import sys
@@ -35,7 +35,7 @@ def read_scalars(directory):
   return scalars
 
 
-def test_every_evaluation_has_its_scalars_across_a_stop(tmp_path):
+def test_a_resumed_search_keeps_the_scalars_of_every_evaluation(tmp_path):
   pytest.importorskip('tensorboardX', reason='tensorboardX is not installed')
   with tensorboard.Scalars(tmp_path) as write:
     write({**EVENT, 'evaluation': 0, 'fitness_at_birth': None})
@@ -46,11 +46,11 @@ def test_every_evaluation_has_its_scalars_across_a_stop(tmp_path):
   assert scalars['accuracy/evaluation', 1] == 0.25
   assert scalars['network/blocks', 1] == 2
   assert scalars['seconds/train', 0] == 1.5
-  assert ('accuracy/at_birth', 0) not in scalars
-  assert scalars['accuracy/at_birth', 1] == 0.125
+  assert ('accuracy/before_training', 0) not in scalars
+  assert scalars['accuracy/before_training', 1] == 0.125
 
 
-def test_without_tensorboardx_the_flag_says_what_to_install(monkeypatch, tmp_path):
+def test_without_tensorboardx_the_error_names_what_to_install(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, 'tensorboardX', None)
   with pytest.raises(UserError, match='pip install'):
     tensorboard.Scalars(tmp_path)

@@ -1,14 +1,10 @@
-import csv
-import dataclasses
-import io
 import math
-import re
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from lamarck_jax.study import analysis, results
+from lamarck_jax.study import analysis, results, tables
 
 
 @pytest.fixture
@@ -33,7 +29,7 @@ def make_study(make_run):
   return make
 
 
-def test_a_summary_is_numpys():
+def test_a_summary_agrees_with_numpy():
   values = [0.1, 0.5, 0.25]
   summary = analysis.summarise(values)
   assert summary.n == 3
@@ -48,7 +44,7 @@ def test_one_value_has_no_deviation_and_none_has_no_mean():
   assert math.isnan(analysis.summarise([]).mean)
 
 
-def test_comparisons_are_scipys_and_one_sided(make_study):
+def test_comparisons_are_one_sided_and_agree_with_scipy(make_study):
   rng = np.random.default_rng(0)
   first, second = rng.uniform(0.2, 1, (7, 3)), rng.uniform(0, 0.8, (9, 3))
   study = make_study(first.tolist(), second.tolist())
@@ -60,7 +56,7 @@ def test_comparisons_are_scipys_and_one_sided(make_study):
   assert comparison.effect == pytest.approx(wins)
 
 
-def test_early_checkpoints_are_also_compared_with_the_others_last(study):
+def test_early_checkpoints_are_also_compared_with_the_last_of_the_others(study):
   found = {
     (c.greater_epochs, c.other_epochs)
     for c in analysis.compare(study)
@@ -75,7 +71,7 @@ def test_validation_accuracy_is_compared_along_the_budget_too(study):
     for c in analysis.compare(study)
     if c.measure == 'best validation accuracy'
   }
-  # At quarters and checkpoints, but not after 3 epochs: nothing is evaluated yet.
+  # At quarters and checkpoints except 3 epochs, before the first evaluation.
   same = {(epochs, epochs) for epochs in (4, 6, 9, 12)}
   assert found == same | {(epochs, 12) for epochs in (4, 6, 9)}
 
@@ -84,7 +80,7 @@ def test_no_comparison_with_fewer_than_two_runs(make_study):
   assert analysis.compare(make_study([(0.1, 0.2)], [(0.1, 0.2)] * 5)) == []
 
 
-def test_holm_is_the_textbooks():
+def test_holm_agrees_with_a_computation_by_hand():
   # From Holm's procedure by hand: 4 * 0.005, 3 * 0.01, 2 * 0.03, then the maximum.
   corrected = analysis.holm([0.01, 0.04, 0.03, 0.005])
   np.testing.assert_allclose(corrected, [0.03, 0.06, 0.06, 0.02])
@@ -92,7 +88,9 @@ def test_holm_is_the_textbooks():
   assert analysis.holm([]) == []
 
 
-def test_data_efficiency_is_where_the_mean_curve_reaches_the_other_ones_end(make_study):
+def test_data_efficiency_is_the_share_until_the_mean_reaches_the_others_end(
+  make_study,
+):
   # Means of the first: 0.2, 0.5, 0.8 after 4, 8, 12 of 12 epochs.
   study = make_study([(0.1, 0.4, 0.7), (0.3, 0.6, 0.9)], [(0.1, 0.2, 0.5)] * 3)
   efficiency = analysis.data_efficiency(study, *study.settings)
@@ -103,54 +101,17 @@ def test_data_efficiency_is_where_the_mean_curve_reaches_the_other_ones_end(make
   assert efficiency.high == pytest.approx(1)
 
 
-def test_data_efficiency_that_is_not_reached_is_infinite(make_study):
+def test_data_efficiency_is_infinite_if_the_target_is_not_reached(make_study):
   study = make_study([(0.1, 0.2, 0.3)] * 4, [(0.1, 0.2, 0.5)] * 3)
   efficiency = analysis.data_efficiency(study, *study.settings)
   assert efficiency.share == efficiency.low == efficiency.high == math.inf
-  assert 'more than 100%' in analysis.report(study)
+  assert 'more than 100%' in tables.report(study)
 
 
 def test_an_evaluation_that_exceeds_the_budget_counts_at_the_end(make_study):
-  """As it does for the best network and its test accuracy."""
   study = make_study([(0.1, 0.1, 0.7)] * 3, [(0.1, 0.2, 0.5)] * 3, budget=10)
   effects = {
     (c.greater_epochs, c.other_epochs): c.effect for c in analysis.compare(study)
   }
   assert effects[10, 10] == 1  # 0.7 against 0.5, after 12 epochs each.
   assert effects[7, 10] == 0  # 0.1 after 4.
-
-
-def test_the_report_names_missing_runs(study):
-  report = analysis.report(study)
-  assert re.search(r'Missing of baseline_1: 1: seed 2 \(not finished\)', report)
-
-
-def test_the_csv_has_the_figures_of_the_runs(study):
-  rows = list(csv.DictReader(io.StringIO(analysis.to_csv(study))))
-  assert [row['setting'] for row in rows] == ['lamarckian', 'baseline_1']
-  assert rows[0]['min@12'] == '60.0'
-  assert rows[0]['mean@12'] == '61.0'
-  assert rows[0]['std@12'] == '1.0'
-  assert rows[0]['max@12'] == '62.0'
-  assert [row['n@12'] for row in rows] == ['3', '2']
-  assert [row['missing runs'] for row in rows] == ['0', '1']
-  assert rows[0]['mean FLOPs'] == '2.00e+03'
-
-
-def test_the_latex_table_has_as_many_cells_in_every_row(study):
-  lines = analysis.to_latex(study).splitlines()
-  assert lines[0].startswith(r'\begin{tabular}{llrrrrrrrr}')
-  rows = [line for line in lines if line.startswith('cifar10')]
-  assert len(rows) == 2
-  assert all(row.count('&') == 9 for row in rows)
-  assert r'$61.0 \pm 1.0$' in rows[0]
-
-
-def test_a_study_without_finished_runs_has_tables_all_the_same(study, tmp_path):
-  empty = tuple(
-    dataclasses.replace(setting, runs=(), missing={0: 'failed'})
-    for setting in study.settings
-  )
-  empty_study = dataclasses.replace(study, settings=empty, checkpoint_epochs=())
-  analysis.write_tables(empty_study, tmp_path)
-  assert 'seed 0 (failed)' in (tmp_path / 'table.txt').read_text()

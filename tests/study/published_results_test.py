@@ -1,4 +1,4 @@
-"""The tables and figures in docs/results are what their runs give."""
+"""The tables and figures in docs/results agree with the runs beside them."""
 
 import json
 import pathlib
@@ -7,7 +7,7 @@ from matplotlib.testing import compare
 import pytest
 import scipy.stats
 
-from lamarck_jax.study import analysis, figures, results
+from lamarck_jax.study import analysis, figures, results, tables
 
 _ROOT = pathlib.Path(__file__).parents[2] / 'docs' / 'results'
 _STUDIES = [path.parent for path in sorted(_ROOT.rglob('study.json'))]
@@ -28,16 +28,16 @@ def _final_accuracies(root, setting):
   return {'test accuracy': test, 'best validation accuracy': validation}
 
 
-def test_every_planned_run_is_there(root):
+def test_no_planned_run_is_missing(root):
   for setting in results.collect(root).settings:
     assert not setting.missing
 
 
-def test_the_runs_give_the_results(root):
+def test_the_results_agree_with_the_runs(root):
   assert results.collect(root) == results.load(root / 'results.json')
 
 
-def test_scipy_gives_the_p_values(root):
+def test_the_p_values_agree_with_scipy(root):
   study = results.collect(root)
   final = study.budget_epochs
   tests = [
@@ -59,14 +59,14 @@ def test_scipy_gives_the_p_values(root):
     assert [*row, f'{p:.2g}'] in printed
 
 
-def test_the_results_give_the_tables(root, tmp_path):
-  analysis.write_tables(results.load(root / 'results.json'), tmp_path)
+def test_the_tables_agree_with_the_results(root, tmp_path):
+  tables.write_tables(results.load(root / 'results.json'), tmp_path)
   written = {path.name: path.read_text() for path in tmp_path.iterdir()}
   assert written
   assert written == {name: (root / name).read_text() for name in written}
 
 
-def test_the_results_give_the_figures(root, tmp_path):
+def test_the_figures_agree_with_the_results(root, tmp_path):
   figures.write_figures(results.load(root / 'results.json'), tmp_path)
   drawn = sorted(tmp_path.glob('*.png'))
   assert drawn

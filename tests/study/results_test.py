@@ -25,7 +25,7 @@ def test_the_best_so_far_is_that_of_the_last_evaluation_within_the_budget(study)
   assert str(run.best_fitness_at(3)) == 'nan'
 
 
-def test_a_run_without_an_early_checkpoint_is_not_among_its_accuracies(study, make_run):
+def test_a_checkpoint_has_no_accuracy_of_a_run_that_skipped_it(study, make_run):
   setting = study.settings[1]
   run = make_run(5, (0.1,), {12: 0.9})
   setting = results.Setting('s', 'none', 16, (*setting.runs, run), {})
@@ -37,9 +37,9 @@ def test_a_run_without_an_early_checkpoint_is_not_among_its_accuracies(study, ma
   'content',
   ['', '[]', '{}', '{"format_version": 2}', '{"format_version": 1}', 'x' * 99],
 )
-def test_what_is_no_results_file_is_refused_by_name(tmp_path, content):
+def test_a_file_that_is_not_results_is_refused(tmp_path, content):
   (tmp_path / 'results.json').write_text(content)
-  with pytest.raises(UserError, match=r'want a study|of format version'):
+  with pytest.raises(UserError, match=r'want a study|format version 2'):
     results.load(tmp_path)
 
 
@@ -58,5 +58,14 @@ def test_a_plan_grows_and_keeps_its_order(tmp_path):
 
 def test_a_study_that_never_ran_is_refused(tmp_path):
   results.write_plan(tmp_path, [('a', 0)])
-  with pytest.raises(UserError, match='no run yet'):
+  with pytest.raises(UserError, match='want a study with a run'):
     results.load(tmp_path)
+
+
+@pytest.mark.parametrize('content', ['', '[]', '{"runs": 1, "failures": {}}'])
+def test_a_damaged_plan_is_refused(tmp_path, content):
+  (tmp_path / 'study.json').write_text(content)
+  with pytest.raises(UserError, match='want the plan of a study'):
+    results.load(tmp_path)
+  with pytest.raises(UserError, match='want the plan of a study'):
+    results.write_plan(tmp_path, [('a', 0)])

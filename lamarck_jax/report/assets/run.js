@@ -1,96 +1,4 @@
-'use strict';
-
-const SVG = 'http://www.w3.org/2000/svg';
-const PAGE_ROWS = 50;
-const percent = (value) => (value === null ? '–' : `${(100 * value).toFixed(1)} %`);
-const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-/** Makes an element: el('p', {class: 'x'}, 'text', child). */
-function el(name, attributes = {}, ...children) {
-  return fill(document.createElement(name), attributes, children);
-}
-
-/** Makes an SVG element likewise. */
-function svg(name, attributes = {}, ...children) {
-  return fill(document.createElementNS(SVG, name), attributes, children);
-}
-
-function fill(element, attributes, children) {
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith('on')) element.addEventListener(key.slice(2), value);
-    else if (value !== null) element.setAttribute(key, value);
-  }
-  element.append(...children);
-  return element;
-}
-
-function duration(seconds) {
-  const [h, m] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60];
-  if (h) return `${h} h ${m} min`;
-  return m ? `${m} min ${Math.round(seconds % 60)} s` : `${seconds.toFixed(1)} s`;
-}
-
-function genotypeText(blocks) {
-  return blocks.map(([f, k, s]) => `${f}c${k}${s > 1 ? `s${s}` : ''}`).join(' ');
-}
-
-/** Returns a line per field of nested objects. */
-function flat(value, name = '') {
-  const nested = value !== null && typeof value === 'object'
-    && (!Array.isArray(value) || value.some((part) => part !== null && typeof part === 'object'));
-  if (!nested) return [`${name}: ${Array.isArray(value) ? value.join(', ') : value}`];
-  return Object.entries(value).flatMap(([key, part]) => flat(part, name ? `${name}.${key}` : key));
-}
-
-function section(title, ...children) {
-  const id = title.toLowerCase().replace(/[^a-z]+/g, '-');
-  return el('section', {'aria-labelledby': id}, el('h2', {id}, title), ...children);
-}
-
-function tiles(entries) {
-  return el('dl', {class: 'tiles'}, ...entries.map(([name, value, long]) =>
-    el('div', {}, el('dt', {}, name), el('dd', long ? {class: 'long'} : {}, value))));
-}
-
-// ----------------------------------------------------------------------------
-// Charts
-// ----------------------------------------------------------------------------
-
-function layout(extra) {
-  const axis = {gridcolor: css('--line'), zerolinecolor: css('--line'), automargin: true};
-  const {xaxis, yaxis, ...rest} = extra;
-  return {
-    paper_bgcolor: 'rgba(0,0,0,0)',
-    plot_bgcolor: 'rgba(0,0,0,0)',
-    font: {color: css('--ink'), family: 'system-ui, sans-serif'},
-    margin: {l: 60, r: 10, t: 10, b: 45},
-    hoverlabel: {bgcolor: css('--panel'), font: {color: css('--ink')}},
-    legend: {orientation: 'h', y: 1.12},
-    xaxis: {...axis, ...xaxis},
-    yaxis: {...axis, ...yaxis},
-    ...rest,
-  };
-}
-
-// On a narrow screen the toolbar would lie over the legend.
-const OPTIONS = {responsive: true, displaylogo: false, displayModeBar: innerWidth < 700 ? false : 'hover'};
-const charts = [];
-
-/** Draws a chart, and draws it again when the colours of the page change. */
-function chart(element, make) {
-  const draw = () => Plotly.react(element, ...make(), OPTIONS);
-  charts.push(draw);
-  draw();
-  return draw;
-}
-
-matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
-  for (const draw of charts) draw();
-});
-
-// ----------------------------------------------------------------------------
-// A search
-// ----------------------------------------------------------------------------
+// The page of a search.
 
 function elapsed(events) {
   let sum = 0;
@@ -185,7 +93,7 @@ class Search {
       ['evaluations', `${events.length}`],
       ['accepted', `${events.filter((event) => event.accepted).length}`],
       ['time of the search', duration(elapsed(events).at(-1))],
-      ...(completion ? [['and of completion', duration(completion)]] : []),
+      ...(completion ? [['time of completion', duration(completion)]] : []),
       ['best network', genotypeText(best.genotype), true],
     ]);
   }
@@ -235,7 +143,7 @@ class Search {
     const mark = (kind, text) => el('span', {},
       svg('svg', {width: 14, height: 14, 'aria-hidden': 'true'}, svg('circle', {cx: 7, cy: 7, r: 5, class: `node ${kind}`})), ` ${text}  `);
     return el('p', {class: 'legend'}, mark('accepted', 'accepted'), mark('', 'rejected'), mark('niche', 'in a niche'),
-      mark('failed', 'failed'), el('br', {}), 'Height is validation accuracy. Click, or use the arrow keys: left and right go through the evaluations, up to the parent. “At birth” is before the child has been trained.');
+      mark('failed', 'failed'), el('br', {}), 'Height is validation accuracy. Click, or use the arrow keys: left and right step through the evaluations, up goes to the parent. “Before training” is the accuracy of a child right after inheritance.');
   }
 
   drawTree() {
@@ -309,7 +217,7 @@ class Search {
     }
   }
 
-  /** Shows an evaluation in the details; `chosen` by a person, or as the page begins. */
+  /** Shows an evaluation in the details; `chosen` is false for the one shown at first. */
   select(evaluation, chosen = true) {
     const {events} = this.data;
     this.chosen = this.chosen || chosen;
@@ -335,7 +243,7 @@ class Search {
         : el('button', {class: 'plain', onclick: () => this.select(event.parent)}, `evaluation ${event.parent}`)],
       ['mutation', event.mutation.map((name) => name.replaceAll('_', ' ')).join(', ') || '–'],
       ['accuracy', percent(event.fitness)],
-      ['at birth', percent(event.fitness_at_birth ?? null)],
+      ['before training', percent(event.fitness_at_birth ?? null)],
       ['outcome', event.failure ? `failed: ${event.failure}` : event.accepted ? 'accepted' : 'rejected'],
       ...(event.niche === null ? [] : [['niche', `opened from evaluation ${event.niche}`]]),
       ['took', duration(event.seconds.total || 0)],
@@ -355,7 +263,7 @@ class Search {
       ['mutation', 'mutation', (event) => event.mutation.join(', ').replaceAll('_', ' '), ''],
       ['parent', 'parent', (event) => event.parent, 'number'],
       ['fitness', 'accuracy', (event) => event.fitness, 'number', percent],
-      ['birth', 'at birth', (event) => event.fitness_at_birth ?? null, 'number', percent],
+      ['before_training', 'before training', (event) => event.fitness_at_birth ?? null, 'number', percent],
       ['outcome', 'outcome', (event) => (event.failure ? 'failed' : event.accepted ? 'accepted' : 'rejected'), ''],
       ['niche', 'niche', (event) => event.niche, 'number'],
       ['seconds', 'seconds', (event) => event.seconds.total || 0, 'number', (value) => value.toFixed(1)],
@@ -392,19 +300,19 @@ class Search {
       const cell = get(event);
       return el('td', {class: kind}, format ? format(cell) : cell === null ? '–' : `${cell}`);
     })));
-    const turn = (by, text, off) => {
+    const turn = (by, text, disabled) => {
       const button = el('button', {class: 'plain', onclick: () => {
         this.page += by;
         this.drawTable();
       }}, text);
-      button.disabled = off;
+      button.disabled = disabled;
       return button;
     };
     this.table.replaceChildren(
       el('div', {class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'table of evaluations'}, el('table', {id: 'evaluations-table'},
         el('thead', {}, el('tr', {}, ...head)), el('tbody', {}, ...body))),
       ...(pages > 1 ? [el('div', {class: 'pager'}, turn(-1, 'back', this.page === 0),
-        `page ${this.page + 1} of ${pages}`, turn(1, 'on', this.page === pages - 1))] : []));
+        `page ${this.page + 1} of ${pages}`, turn(1, 'next', this.page === pages - 1))] : []));
   }
 
   checkpoints() {
@@ -451,83 +359,4 @@ function describe(event, separator = '<br>') {
     event.failure ? `failed: ${event.failure}` : `${percent(event.fitness)}, ${event.accepted ? 'accepted' : 'rejected'}`,
     ...(event.niche === null ? [] : [`niche of evaluation ${event.niche}`]),
   ].join(separator);
-}
-
-// ----------------------------------------------------------------------------
-// A study
-// ----------------------------------------------------------------------------
-
-const STYLES = [['#0072B2', 'solid'], ['#E69F00', 'dash'], ['#009E73', 'dot'], ['#CC79A7', 'dashdot'], ['#7f7f7f', 'longdash']];
-
-function grid(header, rows) {
-  return el('div', {class: 'scroll'}, el('table', {},
-    el('thead', {}, el('tr', {}, ...header.map((text) => el('th', {scope: 'col'}, text)))),
-    el('tbody', {}, ...rows.map((row) => el('tr', {}, ...row.map((cell) => el('td', {}, cell)))))));
-}
-
-function showStudy(data, root) {
-  charts.length = 0;
-  document.getElementById('title').textContent = data.title;
-  const runs = data.settings.flatMap((setting) => setting.runs);
-  document.getElementById('subtitle').textContent =
-    `${data.dataset}, ${data.budget_epochs} epochs: ${runs.length} of ${data.num_runs} runs finished`;
-  const accuracy = el('div', {class: 'chart', id: 'study-chart'});
-  root.replaceChildren(
-    section('Accuracy', accuracy),
-    section('Table', grid(Object.keys(data.table[0] || {}), data.table.map((row) => Object.values(row)))),
-    section('Tests', el('pre', {tabindex: '0', 'aria-label': 'tests'}, data.report)),
-    section('Figures', el('div', {class: 'figures'}, ...data.figures.map(([name, source]) =>
-      el('img', {src: source, alt: `figure: ${name.replaceAll('_', ' ')}`})))),
-    section('Runs', grid(['setting', 'seed', 'best validation accuracy', 'report'], data.runs.map((run) => [
-      run.setting, `${run.seed}`, run.best === null ? run.why : percent(run.best),
-      run.link ? el('a', {href: run.link}, 'report') : '–',
-    ]))),
-  );
-  chart(accuracy, () => [data.settings.flatMap((setting, index) => {
-    const [color, dash] = STYLES[index % STYLES.length];
-    return setting.runs.map((run, number) => ({
-      x: run.epochs, y: run.best_fitness, name: setting.label, legendgroup: setting.name, showlegend: number === 0,
-      mode: 'lines', line: {color, dash, width: 1.5, shape: 'hv'}, opacity: 0.7,
-      hovertemplate: `${setting.name}, seed ${run.seed}<br>%{x} epochs: %{y:.1%}<extra></extra>`,
-    }));
-  }), layout({xaxis: {title: {text: 'training epochs used'}}, yaxis: {title: {text: 'best validation accuracy'}, tickformat: '.0%'}})]);
-}
-
-// ----------------------------------------------------------------------------
-// Start
-// ----------------------------------------------------------------------------
-
-let view = null;
-
-function show(data) {
-  const root = document.getElementById('main');
-  if (data.kind === 'study') {
-    showStudy(data, root);
-    return;
-  }
-  const before = view;
-  view = new Search(data, root);
-  if (before) {
-    for (const field of ['sort', 'page', 'axis']) view[field] = before[field];
-    if (before.chosen) [view.selected, view.chosen] = [before.selected, true];
-  }
-  view.show();
-}
-
-const first = JSON.parse(document.getElementById('data').textContent);
-show(first);
-
-if (first.refresh_seconds) {
-  let known = JSON.stringify(first);
-  setInterval(async () => {
-    try {
-      const text = await (await fetch('data.json')).text();
-      if (text !== known) {
-        known = text;
-        show(JSON.parse(text));
-      }
-    } catch {
-      document.getElementById('subtitle').textContent += ' (the server does not answer)';
-    }
-  }, 1000 * first.refresh_seconds);
 }

@@ -1,0 +1,208 @@
+"""A study's figures against the epochs used: Figures 2, 3 and 4 of the paper."""
+
+from collections.abc import Callable
+import csv
+import importlib.resources
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+import numpy as np
+
+from lamarck_jax import config
+from lamarck_jax.study import analysis
+from lamarck_jax.study.results import Run, Setting, Study
+
+
+class Style(NamedTuple):
+  """How a setting is drawn; each of the three alone tells settings apart."""
+
+  color: str
+  linestyle: str
+  marker: str
+
+
+# The colours of Okabe and Ito differ in lightness and are safe for the colour-blind.
+STYLES = (
+  Style('#0072B2', '-', 'o'),
+  Style('#E69F00', '--', '^'),
+  Style('#009E73', ':', 's'),
+  Style('#CC79A7', '-.', 'D'),
+  Style('#000000', (0, (5, 1, 1, 1, 1, 1)), 'v'),  # type: ignore[arg-type]
+)
+_PAPER_BUDGET_EPOCHS = 512
+
+
+def paper_table_1() -> list[dict[str, Any]]:
+  """Returns the paper's Table 1.
+
+  Returns:
+    A row per data set, setting and checkpoint: `dataset`, `inheritance`, `e`,
+    `epochs`, and `min`, `mean`, `std`, `max` of the test accuracy, in percent.
+  """
+  path = importlib.resources.files('lamarck_jax.study') / 'paper_table_1.csv'
+  with path.open() as file:
+    return [
+      {
+        key: value if key in ('dataset', 'inheritance') else float(value)
+        for key, value in row.items()
+      }
+      for row in csv.DictReader(file)
+    ]
+
+
+def label(setting: Setting) -> str:
+  """Returns a setting's label in a legend: its mode, or the name the user gave it."""
+  how = {
+    'lamarckian': 'inheritance',
+    'none': 'no inheritance',
+    'overlap': 'overlap inherited',
+    'net2net': 'Net2Net',
+  }.get(setting.inheritance, setting.inheritance)
+  if setting.name not in config.SETTINGS:
+    how = setting.name.replace('_', ' ')
+  return f'{how}, e = {setting.epochs_per_evaluation} (n = {len(setting.runs)})'
+
+
+def draw_accuracy(axes: Axes, study: Study, paper: bool = False) -> None:
+  """Draws Figure 2: accuracy against the epochs used.
+
+  A dot is the best validation accuracy of a run so far, a line their mean. A box is
+  the mean test accuracy of a checkpoint trained to completion, its whiskers one
+  standard deviation.
+
+  Args:
+    axes: Where to draw.
+    study: The study.
+    paper: Whether to add the paper's test accuracies on the same data set, with its
+      budget of 512 epochs scaled to ours.
+  """
+  budget = study.budget_epochs
+  for index, setting in enumerate(study.settings):
+    if not setting.runs:
+      continue
+    style = STYLES[index % len(STYLES)]
+    _draw_runs(axes, setting, style)
+    # Side by side, since all settings are tested at the same budgets.
+    offset = (index - (len(study.settings) - 1) / 2) * 0.022 * budget
+    for epochs in study.checkpoint_epochs:
+      summary = analysis.summarise(setting.test_accuracies(epochs))
+      if summary.n:
+        _draw_box(axes, epochs + offset, summary.mean, summary.std, style)
+    if paper:
+      _draw_paper(axes, study, setting, offset, style)
+  _add_box_labels(axes, paper and _is_in_paper(study))
+  axes.set_xlim(0, budget * 1.06)
+  axes.set_xlabel('training epochs used by the search')
+  axes.set_ylabel('accuracy')
+  axes.yaxis.set_major_formatter(PercentFormatter(1))
+  _finish(axes)
+
+
+def draw_num_blocks(axes: Axes, study: Study) -> None:
+  """Draws Figure 3: the number of blocks of the best network, mean over the runs."""
+  for index, setting in enumerate(study.settings):
+    if not setting.runs:
+      continue
+    style = STYLES[index % len(STYLES)]
+    grid, curves = _curves(setting, Run.best_num_blocks_at)
+    _draw_mean(axes, grid, curves, setting, style)
+  axes.set_xlim(0, study.budget_epochs * 1.02)
+  axes.set_ylim(bottom=0)
+  axes.set_xlabel('training epochs used by the search')
+  axes.set_ylabel('blocks of the best network, mean')
+  _finish(axes)
+
+
+def _curves(
+  setting: Setting, value_at: Callable[[Run, int], float]
+) -> tuple[list[int], np.ndarray]:
+  """Returns epochs at which all runs have a value, and the values [runs, epochs]."""
+  first = max(run.epochs[0] for run in setting.runs)
+  grid = sorted({n for run in setting.runs for n in run.epochs if n >= first})
+  return grid, np.array([[value_at(run, n) for n in grid] for run in setting.runs])
+
+
+def _draw_runs(axes: Axes, setting: Setting, style: Style) -> None:
+  grid, curves = _curves(setting, Run.best_fitness_at)
+  for curve in curves:
+    axes.plot(
+      grid,
+      curve,
+      linestyle='none',
+      marker=style.marker,
+      markersize=3,
+      markeredgewidth=0,
+      color=style.color,
+      alpha=0.35,
+    )
+  _draw_mean(axes, grid, curves, setting, style)
+
+
+def _draw_mean(
+  axes: Axes, grid: list[int], curves: np.ndarray, setting: Setting, style: Style
+) -> None:
+  axes.plot(
+    grid,
+    curves.mean(axis=0),
+    linestyle=style.linestyle,
+    linewidth=2,
+    marker=style.marker,
+    markersize=5,
+    markevery=max(1, len(grid) // 12),
+    color=style.color,
+    label=label(setting),
+  )
+
+
+def _draw_paper(
+  axes: Axes, study: Study, setting: Setting, offset: float, style: Style
+) -> None:
+  ours = (study.dataset, setting.inheritance, setting.epochs_per_evaluation)
+  for row in paper_table_1():
+    if (row['dataset'], row['inheritance'], row['e']) == ours:
+      x = row['epochs'] / _PAPER_BUDGET_EPOCHS * study.budget_epochs + offset
+      mean, std = row['mean'] / 100, row['std'] / 100
+      _draw_box(axes, x, mean, std, style, hollow=True)
+
+
+def _is_in_paper(study: Study) -> bool:
+  return study.dataset in {row['dataset'] for row in paper_table_1()}
+
+
+def _draw_box(
+  axes: Axes, x: float, mean: float, std: float, style: Style, hollow: bool = False
+) -> None:
+  axes.errorbar(
+    x,
+    mean,
+    yerr=None if np.isnan(std) else std,
+    fmt=style.marker,
+    markersize=7,
+    markerfacecolor='white' if hollow else style.color,
+    markeredgecolor=style.color if hollow else 'black',
+    ecolor=style.color if hollow else 'black',
+    elinewidth=1,
+    capsize=4,
+    zorder=4,
+  )
+
+
+def _add_box_labels(axes: Axes, paper: bool) -> None:
+  """Adds entries to the legend that explain the boxes of all settings."""
+  box: dict[str, Any] = {'fmt': 'o', 'color': 'black', 'markersize': 7, 'capsize': 4}
+  axes.errorbar([], [], [], **box, label='test accuracy, mean ± std')
+  if paper:
+    axes.errorbar([], [], [], **box, fillstyle='none', label="the paper's")
+
+
+def _finish(axes: Axes) -> None:
+  axes.grid(alpha=0.25)
+  # Above the axes, where it covers no data.
+  axes.legend(
+    loc='lower center',
+    bbox_to_anchor=(0.5, 1),
+    ncols=2,
+    frameon=False,
+    fontsize='small',
+  )

@@ -1,0 +1,199 @@
+"""How the page behaves in a real Chromium."""
+
+import contextlib
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from lamarck_jax.genotype import Genotype
+from lamarck_jax.report import html_page
+from lamarck_jax.run_directory import records
+from lamarck_jax.study import results
+from tests.report.conftest import serving, write_search
+
+_CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
+
+
+@pytest.fixture(scope='module')
+def browser():
+  playwright = pytest.importorskip(
+    'playwright.sync_api', reason='playwright is not installed'
+  )
+  if not _CHROMIUM:
+    pytest.skip('there is no Chromium')
+  with playwright.sync_playwright() as driver:
+    # Containers run as root, where Chromium has no sandbox.
+    browser = driver.chromium.launch(
+      executable_path=_CHROMIUM, args=['--no-sandbox', '--disable-dev-shm-usage']
+    )
+    yield browser
+    browser.close()
+
+
+@contextlib.contextmanager
+def opened(browser, url, **options):
+  """Opens a page without a network; fails on any message of its console."""
+  context = browser.new_context(**options)
+  page = context.new_page()
+  messages = []
+  page.on('console', lambda message: messages.append(message.text))
+  page.on('pageerror', lambda error: messages.append(str(error)))
+  if url.startswith('file:'):
+    context.set_offline(True)
+  page.goto(url)
+  yield page
+  context.close()
+  assert messages == []
+
+
+def test_the_tree_has_a_node_per_event_and_a_click_shows_the_network(
+  browser, run_directory
+):
+  events = records.read_events(run_directory)
+  with opened(browser, html_page.write(run_directory).as_uri()) as page:
+    nodes = page.locator('.tree .node')
+    assert nodes.count() == len(events)
+    assert page.locator('.tree .edge').count() == len(events) - 1
+    for event in (events[3], events[5], events[-1]):
+      page.locator(f'.node[data-evaluation="{event["evaluation"]}"]').click(force=True)
+      details = page.locator('.details')
+      genotype = str(Genotype.from_json(event))
+      assert details.locator('dd').first.inner_text() == genotype
+      assert details.locator('.network .block').count() == len(event['genotype'])
+      if event['failure']:
+        assert 'failed: out of <memory>' in details.inner_text()
+    assert '87.5 %' in page.locator('.tiles').inner_text()
+    assert '<b>cat</b>, dog' in page.locator('main').inner_text()
+    rows = page.locator('#classes-table tbody tr')
+    assert [row.inner_text().split('\t')[:2] for row in rows.all()] == [
+      ['none', 'no examples'],
+      ['dog', '85.0 %'],
+      ['<b>cat</b>', '90.0 %'],
+    ]
+
+
+def test_the_keyboard_is_enough(browser, run_directory):
+  events = records.read_events(run_directory)
+  with opened(browser, html_page.write(run_directory).as_uri()) as page:
+    page.locator('.node[tabindex="0"]').focus()
+    page.keyboard.press('End')
+    last = events[-1]
+    chosen = page.locator('.node.selected')
+    assert chosen.get_attribute('data-evaluation') == str(last['evaluation'])
+    page.keyboard.press('ArrowUp')
+    assert chosen.get_attribute('data-evaluation') == str(last['parent'])
+    page.keyboard.press('ArrowLeft')
+    before = last['parent'] - 1
+    assert chosen.get_attribute('data-evaluation') == str(before)
+    assert page.evaluate('document.activeElement.dataset.evaluation') == str(before)
+    # A heading sorts, and keeps the focus.
+    page.locator('th button', has_text='accuracy').focus()
+    page.keyboard.press('Enter')
+    page.keyboard.press('Enter')
+    first = page.locator('#evaluations-table tbody tr').first
+    best = max(events, key=lambda event: event['fitness'])
+    assert first.get_attribute('data-evaluation') == str(best['evaluation'])
+    page.get_by_label('wall-clock time').check()
+    title = page.locator('#progress-chart .xtitle')
+    assert title.text_content() == 'time, minutes'
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_text_stands_out_on_a_phone_in_both_schemes(browser, run_directory, scheme):
+  options = {'viewport': {'width': 390, 'height': 844}, 'color_scheme': scheme}
+  with opened(browser, html_page.write(run_directory).as_uri(), **options) as page:
+    assert page.evaluate('document.documentElement.scrollWidth') <= 390
+    colors = page.evaluate(
+      """() => {
+        const style = getComputedStyle(document.body);
+        return [style.color, style.backgroundColor].map(
+          (color) => color.match(/[0-9.]+/g).slice(0, 3).map(Number));
+      }"""
+    )
+
+    def luminance(color):
+      parts = [value / 255 for value in color]
+      linear = [p / 12.92 if p <= 0.04 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+      return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+    low, high = sorted(map(luminance, colors))
+    assert (high + 0.05) / (low + 0.05) > 7
+    assert (luminance(colors[1]) < 0.5) == (scheme == 'dark')
+
+
+def test_five_thousand_evaluations_stay_smooth(browser, tmp_path):
+  write_search(tmp_path, 5000)
+  url = html_page.write(tmp_path).as_uri()
+  start = time.monotonic()
+  with opened(browser, url) as page:
+    assert page.locator('.tree .node').count() == 5000
+    opening = time.monotonic() - start
+    # Medians, in milliseconds, until the next frame is drawn.
+    medians = page.evaluate(
+      """async () => {
+        const frame = () => new Promise((done) => requestAnimationFrame(() =>
+          setTimeout(done, 0)));
+        const median = async (action) => {
+          const times = [];
+          for (let i = 0; i < 9; i++) {
+            const start = performance.now();
+            action(i);
+            await frame();
+            times.push(performance.now() - start);
+          }
+          return times.sort((a, b) => a - b)[4];
+        };
+        const buttons = document.querySelectorAll('th button');
+        const tree = document.querySelector('.tree');
+        return {
+          select: await median((i) => view.select(500 * i)),
+          scroll: await median((i) => { tree.scrollLeft = 3000 * i; }),
+          sort: await median((i) => {
+            document.querySelectorAll('th button')[i % 9].click();
+          }),
+        };
+      }"""
+    )
+  # Generous limits, so that a busy machine with two cores and no GPU passes.
+  assert opening < 30
+  assert medians['select'] < 250
+  assert medians['scroll'] < 250
+  assert medians['sort'] < 500
+
+
+def test_a_served_page_grows_with_the_search(browser, tmp_path):
+  write_search(tmp_path, 12, finished=False)
+  whole = (tmp_path / 'events.jsonl').read_text().splitlines(keepends=True)
+  (tmp_path / 'events.jsonl').write_text(''.join(whole[:5]))
+  with serving(tmp_path) as url, opened(browser, url) as page:
+    assert page.locator('.tree .node').count() == 5
+    page.locator('.node[data-evaluation="1"]').click(force=True)
+    (tmp_path / 'events.jsonl').write_text(''.join(whole))
+    page.wait_for_function(
+      'document.querySelectorAll(".node[data-evaluation]").length == 12'
+    )
+    chosen = page.locator('.node.selected')
+    assert chosen.get_attribute('data-evaluation') == '1'
+
+
+def test_a_study_has_its_table_tests_figures_and_runs(browser, tmp_path):
+  for setting, inheritance in (('lamarckian', 'lamarckian'), ('baseline_1', 'none')):
+    for seed in (1, 2):
+      path = tmp_path / setting / f'seed{seed}'
+      write_search(path, 9, setting=setting, inheritance=inheritance, seed=seed)
+      html_page.write(path)
+  runs = [(name, seed) for name in ('lamarckian', 'baseline_1') for seed in (1, 2, 3)]
+  results.write_plan(tmp_path, runs, {'baseline_1/seed3': 'its worker died'})
+  with opened(browser, html_page.write(tmp_path).as_uri()) as page:
+    text = page.locator('main').inner_text()
+    assert 'its worker died' in text
+    assert 'Mann-Whitney' in text
+    assert page.locator('.figures img').count() == 3
+    for image in page.locator('.figures img').all():
+      assert image.evaluate('(image) => image.naturalWidth') > 300
+    assert page.get_by_role('link', name='report').count() == 4
+    page.get_by_role('link', name='report').first.click()
+    page.wait_for_selector('.tree svg')
+    assert page.locator('.tree .node').count() > 0

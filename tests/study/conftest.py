@@ -1,0 +1,28 @@
+"""What the tests of the runner and of the command share: a study of seconds."""
+
+import pathlib
+
+from lamarck_jax.study import executors, runner
+
+ROOT = pathlib.Path(__file__).parents[2]
+DIGITS = str(ROOT / 'configs' / 'digits.py')
+TINY = {
+  'dataset.num_train': 96,
+  'dataset.num_validation': 50,
+  'budget_epochs': 6,
+  'epochs_per_evaluation': 1,
+  'search_space.filters': (4, 8),
+  'search_space.kernel_sizes': (1, 3),
+  'checkpoint_epochs': (3,),
+  'completion.epochs': (1,),
+  'completion.learning_rates': (1e-3,),
+}
+
+
+def make_tasks(
+  workdir, cache, *, settings=('lamarckian',), num_seeds=2, **overrides
+) -> list[executors.Task]:
+  """Returns the runs of a study of the digits."""
+  return runner.make_tasks(
+    DIGITS, {**TINY, **overrides}, settings, num_seeds, workdir, str(cache)
+  )
