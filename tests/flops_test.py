@@ -95,11 +95,11 @@ def test_a_network_costs_its_plain_modules_with_the_normalisation_folded(blocks,
     jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
   )
   analysis: Any = whole.cost_analysis()
-  # Unfolded, a block adds the convolution's bias and subtracts the mean at every output.
+  # Unfolded, a block adds the bias and subtracts the mean at every output.
   side, folded = size, 0
   for block in blocks:
     side = -(-side // block.stride)
-    folded += 2 * side**2 * block.filters - 4 * block.filters
+    folded += (2 * side**2 - 3) * block.filters
   whole_flops = analysis['flops'] - folded
   assert flops.network_flops(genotype, (size, size, 3), 10) == whole_flops
 

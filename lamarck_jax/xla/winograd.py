@@ -326,7 +326,7 @@ def output(products: jax.Array, n: int, size: Sequence[int]) -> jax.Array:
     size: Height and width of the output.
 
   Returns:
-    (n, *size, f).
+    (n, height, width, f).
   """
   points = math.isqrt(products.shape[0])
   tiles, filters = num_tiles(size), products.shape[-1]
