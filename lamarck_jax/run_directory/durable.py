@@ -1,7 +1,7 @@
 """Durable writes: once a call returns, its content survives a crash of the machine.
 
 A file is either replaced as a whole or appended to, so that a reader never sees half of
-the new content in place of the old. Failures to write become one-line `StorageError`s.
+the new content in place of the old. Failures to write become one-line `StorageError`.
 """
 
 from collections.abc import Iterator, Mapping
