@@ -24,7 +24,7 @@ _XLA_CACHE_DIR = flags.DEFINE_string('xla_cache_dir', None, 'Compiled programs.'
 def main(argv: list[str]) -> None:
   """Runs the search of the flags."""
   del argv
-  process.prepare(_CONFIG.value, _XLA_CACHE_DIR.value)
+  process.configure(_CONFIG.value, _XLA_CACHE_DIR.value)
   search.run(
     _CONFIG.value,
     _WORKDIR.value,

@@ -1,4 +1,4 @@
-"""The cores and GPUs of a machine; cores as JAX devices that share every batch."""
+"""The cores and GPUs of a machine, and the cores as JAX devices that share a batch."""
 
 import functools
 import importlib.util
@@ -10,14 +10,7 @@ from absl import logging
 import jax
 from jax.sharding import AxisType, Mesh
 
-# Name of the mesh's axis.
-BATCH = 'batch'
-
-# With less of a batch each, devices, and threads that share an operation, wait for one
-# another longer than they compute.
-_MIN_EXAMPLES = 16
-_MIN_PIXELS = 4096
-# Sets the size of XLA's pool of threads, in each process.
+# The environment variable that sets the size of XLA's thread pool.
 _NUM_THREADS = 'PJRT_NPROC'
 _CUDA_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
 
@@ -30,7 +23,7 @@ def available_cores() -> list[int]:
 
 
 def available_gpus() -> list[str]:
-  """Returns the identifiers of the GPUs that JAX would use."""
+  """Returns the identifiers of the GPUs that JAX would use, without starting JAX."""
   platforms = os.environ.get('JAX_PLATFORMS')
   if platforms and not {'cuda', 'gpu'} & set(platforms.split(',')):
     return []
@@ -44,6 +37,8 @@ def available_gpus() -> list[str]:
   return [str(index) for index, _ in enumerate(listing.stdout.splitlines())]
 
 
+# Cached because `configure_cpu_devices` may lower PJRT_NPROC, which limits XLA's
+# threads alone.
 @functools.cache
 def num_cores() -> int:
   """Returns the number of cores to use: those available, or PJRT_NPROC if fewer."""
@@ -51,18 +46,19 @@ def num_cores() -> int:
   return min(count, int(os.environ.get(_NUM_THREADS, count)))
 
 
-def use_cores(batch_size: int, image_size: int | None = None) -> None:
-  """Sets how many JAX devices and threads the cores of this process make.
+def configure_cpu_devices(batch_size: int, image_size: int | None = None) -> None:
+  """Sets the number of JAX's CPU devices and of XLA's threads.
 
-  Most products of a convolution are too small to be divided among threads; batches are
-  not. So each core is a device, unless batches are too small even for that: then there
-  is one device, and one thread. This has to come before JAX looks at the machine, and
-  holds for the whole process, so programs call it at their start and importing this
-  package does not.
+  Each core becomes a device that takes a part of every batch: most matrix products of
+  a convolution are too small to be divided among threads, batches are not. If batches
+  are too small even for that, one device with one thread is fastest.
+
+  The setting is process-wide; programs apply it before JAX initialises. Afterwards
+  JAX keeps the devices that it has.
 
   Args:
     batch_size: Examples per batch.
-    image_size: Height and width of the images, if they are known by now.
+    image_size: Height and width of the images in pixels; None if not known yet.
   """
   count = num_cores()
   small = image_size is not None and _max_shards(batch_size, image_size**2) == 1
@@ -73,14 +69,26 @@ def use_cores(batch_size: int, image_size: int | None = None) -> None:
     try:
       jax.config.update('jax_num_cpu_devices', count)
     except RuntimeError:
-      logging.info('JAX has its devices already: batches are shared by these')
+      logging.info('JAX has initialised its devices already and keeps them')
+
+
+# ------------------------------------------------------------------------------
+# Sharding
+# ------------------------------------------------------------------------------
+
+# Name of the mesh's only axis.
+BATCH = 'batch'
+
+# With smaller shards, devices wait for one another longer than they compute.
+_MIN_EXAMPLES = 16
+_MIN_PIXELS = 4096
 
 
 def batch_mesh(batch_size: int, image_shape: tuple[int, ...]) -> Mesh:
-  """Returns the devices that share a batch.
+  """Returns a mesh of the devices that share a batch.
 
-  These are as many of the CPU's as can have equal and sufficient shards, or one GPU or
-  TPU: these are kept busy by several searches, not by one.
+  On a CPU these are as many devices as can have equal shards that are large enough.
+  On GPUs or TPUs it is the first device alone; several searches can use the others.
 
   Args:
     batch_size: Examples per batch.
@@ -96,6 +104,11 @@ def batch_mesh(batch_size: int, image_shape: tuple[int, ...]) -> Mesh:
 
 
 def _max_shards(batch_size: int, num_pixels: int) -> int:
-  """Returns into how many sufficient shards a batch can be cut, at least 1."""
+  """Returns the largest number of shards that are large enough, at least 1.
+
+  Args:
+    batch_size: Examples per batch.
+    num_pixels: Pixels of one image.
+  """
   by_pixels = batch_size * num_pixels // _MIN_PIXELS
   return max(1, min(batch_size // _MIN_EXAMPLES, by_pixels))
