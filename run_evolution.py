@@ -4,7 +4,7 @@
   python run_evolution.py --config=configs/cifar100.py
   python run_evolution.py --config=configs/cifar10.py:baseline_1 --config.seed=3
 
-The same command again continues a search that was stopped. Every field of the
+Run the same command again to resume a search that was stopped. Every field of the
 configuration can be set by a flag, --config.FIELD=VALUE.
 """
 
@@ -16,14 +16,15 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from lamarck_jax import config as config_lib
 from lamarck_jax.errors import UserError
 from lamarck_jax.runtime import command_line, signals
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
-  'Configuration file, configs/digits.py by default; and after a colon the setting:'
-  ' lamarckian (the default), baseline_1, baseline_2, net2net or overlap.',
+  'Configuration file, configs/digits.py by default, and after a colon the setting,'
+  f' one of {", ".join(config_lib.SETTINGS)}; the first by default.',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir',
@@ -31,17 +32,16 @@ _WORKDIR = flags.DEFINE_string(
   'Run directory; runs/<config or own data>-<setting>-seed<seed> by default.',
 )
 _TENSORBOARD_DIR = flags.DEFINE_string(
-  'tensorboard_dir', None, "Folder for TensorBoard's scalars; none by default."
+  'tensorboard_dir', None, 'Directory of TensorBoard scalars; none by default.'
 )
 _XLA_CACHE_DIR = flags.DEFINE_string(
   'xla_cache_dir', None, command_line.XLA_CACHE_DIR_HELP
 )
 
 
+# Functions import what imports JAX or NumPy, so that --help and bad flags answer fast.
 def _default_workdir() -> str:
-  from lamarck_jax.data import (
-    own_images,  # Imports NumPy, which --help needs not wait for.
-  )
+  from lamarck_jax.data import own_images
 
   config = _CONFIG.value
   name = config_flags.get_config_filename(flags.FLAGS['config'])
@@ -52,8 +52,8 @@ def _default_workdir() -> str:
 
 
 def _print_result(result: dict, workdir: str) -> None:
-  """Prints the outcome of a search for a person to read."""
-  from lamarck_jax.genotype import Genotype  # Imports JAX: --help need not wait.
+  """Prints the outcome of a search."""
+  from lamarck_jax.genotype import Genotype
 
   best = result['best']
   print(f'\nbest network        {Genotype.from_json(best)}')
@@ -67,28 +67,27 @@ def _print_result(result: dict, workdir: str) -> None:
       f'  after {checkpoint["epochs"]} epochs and completion:'
       f' {Genotype.from_json(checkpoint)}'
     )
-  print(f'everything is in    {workdir}')
+  print(f'run directory       {workdir}')
 
 
 def main(argv: list[str]) -> None:
-  """Runs the search of the flags, and prints how it ended."""
+  """Runs the search that the flags describe, and prints its result."""
   if len(argv) > 1:
     raise UserError(f'arguments: got {argv[1]!r}, want flags alone')
   config, workdir = _CONFIG.value, _WORKDIR.value or _default_workdir()
-  # These import JAX, which --help needs not wait for.
   from lamarck_jax import search
   from lamarck_jax.report import html_page, tensorboard
   from lamarck_jax.runtime import process
 
   try:
     signals.install()
-    process.prepare(config, _XLA_CACHE_DIR.value)
+    process.configure(config, _XLA_CACHE_DIR.value)
     directory = _TENSORBOARD_DIR.value
     scalars = tensorboard.Scalars(directory) if directory else contextlib.nullcontext()
     with scalars as on_event:
       result = search.run(config, workdir, on_event)
   except signals.Stopped as stopped:
-    signals.say_stopped(f'stopped; the same command again goes on from {workdir}')
+    signals.say_stopped(f'stopped; run the same command again to resume {workdir}')
     sys.exit(stopped.status)
   _print_result(result, workdir)
   if path := html_page.write_if_possible(workdir):

@@ -75,7 +75,7 @@ def main() -> None:
       continue
     if trainer is None:
       config = config_dict.ConfigDict(records.read_config(path))
-      process.prepare(config, None)
+      process.configure(config)
       dataset = datasets.load(**config.dataset)
       trainer = Trainer(dataset, batch_size=config.batch_size)
     runs.append(measure(path, trainer))

@@ -1,12 +1,12 @@
-"""Memory of a long search: resident memory and memory maps over many evaluations.
+"""Resident memory and memory maps of a process over many evaluations.
 
   python -m benchmarks.memory [--evaluations=1000] [--out=FILE]
 
-One process trains tiny networks for an epoch each, every one accepted as the parent of
-the next, so that new programs are compiled all the time. What is resident is read after
-each. It moves by some percent with the programs that are in memory just then, so the
-table has the median of the last 50 evaluations, with the least and the greatest. Linux
-only: the figures come from /proc.
+One process trains tiny networks for an epoch each. Every network becomes the parent of
+the next, so that new programs are compiled all the time. Resident memory is read after
+each evaluation; it varies by a few percent with the programs loaded at that moment, so
+the table gives the median, minimum and maximum of the last 50 evaluations. Linux only:
+the figures come from /proc.
 """
 
 import argparse
@@ -42,14 +42,14 @@ def main() -> None:
   """Runs the benchmark."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--evaluations', type=int, default=1000)
-  parser.add_argument('--out', help='JSON file for the figures')
+  parser.add_argument('--out', help='JSON file of the figures')
   args = parser.parse_args()
 
-  # One of its own: programs that are read take less memory than compiled ones.
+  # A fresh cache, since programs read from one take less memory than compiled ones.
   with tempfile.TemporaryDirectory() as xla_cache_dir:
     compilation_cache.enable(xla_cache_dir)
     figures = evaluate(args.evaluations)
-  header = ['evaluation', 'resident MB', 'least', 'greatest', 'most memory maps']
+  header = ['evaluation', 'resident MB', 'minimum', 'maximum', 'most memory maps']
   common.write_json(args.out, {'columns': header, 'rows': figures})
   common.print_table(header, figures)
 
@@ -75,7 +75,7 @@ def evaluate(num_evaluations: int) -> list[tuple[int, float, float, float, int]]
     inherited = inheritance.inherit(key, genotype, variables, child)
     variables = trainer.train(key, child, inherited, [1e-3])
     trainer.accuracy(child, variables, 'validation')
-    allocator.release_freed_memory()  # As `search` does.
+    allocator.release_freed_memory()  # `search` does so too.
     genotype = child
     history.add(child)
     megabytes.append(resident_mb())

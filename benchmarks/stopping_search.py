@@ -1,9 +1,9 @@
-"""A search whose process stops itself after every evaluation, for search_speed.py.
+"""A search that pauses after every evaluation, for search_speed.py.
 
   python -m benchmarks.stopping_search --config=FILE --workdir=DIR --xla_cache_dir=DIR
 
-It does what run_evolution.py does, with the same flags, but sends itself SIGSTOP after
-each event, when no phase's clock runs, and goes on with SIGCONT.
+It is run_evolution.py with fewer flags, but sends itself SIGSTOP after each event, when
+no phase is being timed, and continues on SIGCONT.
 """
 
 import os
@@ -18,13 +18,15 @@ from lamarck_jax.runtime import process
 
 _CONFIG = config_flags.DEFINE_config_file('config')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.', required=True)
-_XLA_CACHE_DIR = flags.DEFINE_string('xla_cache_dir', None, 'Compiled programs.')
+_XLA_CACHE_DIR = flags.DEFINE_string(
+  'xla_cache_dir', None, 'Directory of compiled programs.'
+)
 
 
 def main(argv: list[str]) -> None:
-  """Runs the search of the flags."""
+  """Runs the search that the flags describe."""
   del argv
-  process.prepare(_CONFIG.value, _XLA_CACHE_DIR.value)
+  process.configure(_CONFIG.value, _XLA_CACHE_DIR.value)
   search.run(
     _CONFIG.value,
     _WORKDIR.value,

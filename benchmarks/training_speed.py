@@ -44,7 +44,7 @@ def jax_steps(network: str, args: argparse.Namespace) -> Callable[[int], None]:
   from lamarck_jax.runtime import allocator
 
   allocator.keep_freed_memory()
-  devices.use_cores(args.batch_size, IMAGE_SHAPE[0])
+  devices.configure_cpu_devices(args.batch_size, IMAGE_SHAPE[0])
   rng = np.random.default_rng(0)
 
   def split(num_examples: int) -> datasets.Split:

@@ -1,4 +1,4 @@
-"""Trains checkpoints to completion and tests them (Sections 4.1 and 4.2)."""
+"""Trains checkpoints to completion, for the test set (Sections 4.1 and 4.2)."""
 
 import time
 from typing import Any
@@ -6,25 +6,23 @@ from typing import Any
 from absl import logging
 import jax
 from ml_collections import config_dict
-import numpy as np
 
 from lamarck_jax.errors import DamagedError
 from lamarck_jax.evolution import Individual
 from lamarck_jax.model import Variables
-from lamarck_jax.run_directory import records
+from lamarck_jax.run_directory import records, training_state
 from lamarck_jax.run_directory.progress import CompletionProgress
 from lamarck_jax.training import Trainer, TrainingState
 
-# Saves on the way may take this share of the time.
+# The share of the time that saving may take.
 _SAVING_SHARE = 0.05
 
 
 def schedule(config: config_dict.ConfigDict) -> list[float]:
-  """Returns the learning rate of every epoch.
+  """Returns the learning rate of every epoch of completion (Section 4.2).
 
-  Args:
-    config: The configuration; `completion.epochs` has the end of each phase,
-      `completion.learning_rates` its rate.
+  `completion.epochs` has the last epoch of each phase, `completion.learning_rates` its
+  rate.
   """
   rates: list[float] = []
   for end, rate in zip(config.completion.epochs, config.completion.learning_rates):
@@ -39,17 +37,15 @@ def complete(
   trainer: Trainer,
   learning_rates: list[float],
 ) -> dict[str, Any]:
-  """Trains an individual on from its saved weights, and tests it once.
+  """Trains an individual on from its weights, then evaluates it on the test set once.
 
   The outcome and the final weights go to the run directory; where they are there
-  already, nothing is trained. On the way the state of the training goes there too, and
-  an interrupted completion goes on from it.
+  already, nothing is trained. The state of training is saved there on the way, and an
+  interrupted completion is resumed from it.
 
   Args:
-    key: A JAX random key.
-    individual: The individual; its weights are in the directory.
-    directory: The run directory.
-    trainer: The trainer of the search's data set.
+    key: Draws the permutations.
+    individual: Its weights are in the directory.
     learning_rates: The learning rate of every epoch.
 
   Returns:
@@ -73,7 +69,8 @@ def complete(
       progress.epoch()
       now = time.monotonic()
       if save_seconds <= _SAVING_SHARE * (now - last_save):
-        _save(individual, directory, state, epoch + 1)
+        content = training_state.to_arrays(state, epoch + 1)
+        directory.write_completing(individual.evaluation, content)
         last_save = time.monotonic()
         save_seconds = last_save - now
     outcome = _outcome(individual, state.variables, trainer)
@@ -103,40 +100,18 @@ def _outcome(
   }
 
 
-def _save(
-  individual: Individual,
-  directory: records.RunDirectory,
-  state: TrainingState,
-  num_epochs: int,
-) -> None:
-  """Writes the state after so many epochs."""
-  leaves = jax.tree.leaves(state)
-  arrays = {f'{index:06d}': np.asarray(leaf) for index, leaf in enumerate(leaves)}
-  content = {'num_epochs': np.asarray(num_epochs), 'state': arrays}
-  directory.write_completing(individual.evaluation, content)
-
-
 def _restore(
   individual: Individual, directory: records.RunDirectory, trainer: Trainer
 ) -> tuple[TrainingState, int]:
-  """Returns the state that was saved last, and after how many epochs that was."""
+  """Returns the state that was saved last, and its number of epochs."""
   variables = directory.read_weights(individual.evaluation)
   state = trainer.initial_state(individual.genotype, variables)
   try:
     content = directory.read_completing(individual.evaluation)
     if content is None:
       return state, 0
-    saved, num_epochs = content['state'], int(content['num_epochs'])
-    leaves = [saved[name] for name in sorted(saved)]
-    saved_state = jax.tree.unflatten(jax.tree.structure(state), leaves)
-    jax.tree.map(_check_leaf, state, saved_state)
-  except (DamagedError, LookupError, TypeError, ValueError) as error:
+    saved, num_epochs = training_state.from_arrays(content, state)
+  except (DamagedError, ValueError) as error:
     logging.warning('%s; completing from the start', error)
     return state, 0
-  return trainer.put_state(saved_state), num_epochs
-
-
-def _check_leaf(expected: jax.Array, leaf: np.ndarray) -> None:
-  """Raises ValueError if what was saved is not of the shape and type expected."""
-  if (expected.shape, expected.dtype) != (leaf.shape, leaf.dtype):
-    raise ValueError(f'got {leaf.dtype} {leaf.shape} where it trains {expected}')
+  return trainer.put_state(saved), num_epochs

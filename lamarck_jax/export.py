@@ -33,7 +33,7 @@ from lamarck_jax.data import datasets, decoding
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
-from lamarck_jax.run_directory import records
+from lamarck_jax.run_directory import records, weights
 from lamarck_jax.runtime import command_line
 
 FORMAT_VERSION = 1
@@ -171,12 +171,12 @@ def export(
     'std': network.std,
     'test_accuracy': network.test_accuracy,
   }
-  weights = traverse_util.flatten_dict(variables, sep='/')
+  leaves = traverse_util.flatten_dict(variables, sep='/')
   out = pathlib.Path(out)
   try:
     out.mkdir(parents=True, exist_ok=True)
     (out / _PROGRAM).write_bytes(program.serialize())
-    (out / _WEIGHTS).write_bytes(safetensors.numpy.save(weights))
+    (out / _WEIGHTS).write_bytes(safetensors.numpy.save(leaves))
     if onnx_model is None:
       (out / _ONNX).unlink(missing_ok=True)  # Of another network, perhaps.
     else:
@@ -214,7 +214,8 @@ def _load_run(path: pathlib.Path) -> tuple[Network, dict[str, Any]]:
   dataset = datasets.load(**config.dataset)
   channels = dataset.image_shape[-1]
   try:
-    model.check_variables(variables, genotype, channels, dataset.num_classes)
+    shapes = model.variable_shapes(genotype, channels, dataset.num_classes)
+    weights.check(variables, shapes)
   except ValueError as error:
     raise UserError(f'weights: {path}: {error}') from error
   mean, std = datasets.channel_statistics(dataset.train.images)

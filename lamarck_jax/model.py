@@ -148,22 +148,6 @@ def variable_shapes(
   return {'params': params, 'batch_stats': batch_stats}
 
 
-def check_variables(
-  variables: Variables, genotype: Genotype, channels: int, num_classes: int
-) -> None:
-  """Checks that variables are those of a network.
-
-  Raises:
-    ValueError: If leaves are missing, left over or of another shape or type.
-  """
-  wanted = traverse_util.flatten_dict(variable_shapes(genotype, channels, num_classes))
-  found = traverse_util.flatten_dict(variables)
-  if {path: (leaf.shape, leaf.dtype) for path, leaf in found.items()} != {
-    path: (leaf.shape, leaf.dtype) for path, leaf in wanted.items()
-  }:
-    raise ValueError(f'variables: got other leaves, want those of {genotype}')
-
-
 def num_parameters(genotype: Genotype, channels: int, num_classes: int) -> int:
   """Returns the number of trained parameters of a network."""
   shapes = variable_shapes(genotype, channels, num_classes)['params']

@@ -373,25 +373,3 @@ def insert_identity(
   outputs = estimated_moments(params, stats, inputs) if signed else inputs
   to_parent = signal.to_parent.compose(AffineMap(weights, offset))
   return (params, stats), Signal(outputs, signal.depth, to_parent)
-
-
-def is_exact(parent: Genotype, child: Genotype, channels: int) -> bool:
-  """Returns whether a child can compute exactly what its parent does.
-
-  Args:
-    child: A mutant of the parent.
-    channels: Number of channels of the images.
-  """
-  removed = {block.lineage: block for block in parent.blocks}
-  inputs = 2 * channels  # A first block has to pass on both halves of the images.
-  for block in child.blocks:
-    old = removed.pop(block.lineage, None)
-    if old is None:
-      exact = block.filters >= inputs
-    else:
-      wider = block.filters >= old.filters and block.kernel_size >= old.kernel_size
-      exact = wider and block.stride == old.stride
-    if not exact:
-      return False
-    inputs = block.filters
-  return not removed

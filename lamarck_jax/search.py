@@ -17,15 +17,21 @@ from absl import logging
 import jax
 from ml_collections import config_dict
 
-from lamarck_jax import completion, evolution, flops, inheritance, model, net2net
+from lamarck_jax import (
+  completion,
+  evolution,
+  flops,
+  inheritance,
+  model,
+  mutation,
+  net2net,
+)
 from lamarck_jax import config as config_lib
-from lamarck_jax import mutation as mutation_lib
 from lamarck_jax.data import datasets
-from lamarck_jax.errors import UserError
 from lamarck_jax.evolution import EvolutionState, Individual
 from lamarck_jax.genotype import Genotype, SearchSpace
 from lamarck_jax.model import Variables
-from lamarck_jax.run_directory import lock, records, recovery
+from lamarck_jax.run_directory import history, lock, records
 from lamarck_jax.run_directory.progress import Progress, print_dataset
 from lamarck_jax.runtime import allocator, environment, stopwatch
 from lamarck_jax.training import Trainer
@@ -163,16 +169,19 @@ def run(
     logging.info('%s holds a finished search', workdir)
     return result
   records.check(workdir, config.to_dict())
-  trainer = _make_trainer(config)
+  trainer = Trainer(
+    datasets.load(**config.dataset),
+    batch_size=config.batch_size,
+    compute_dtype=config.compute_dtype,
+  )
   with lock.locked(workdir):
     directory = records.RunDirectory(workdir, config.to_dict())
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     directory.write_start(trainer.description, {'time': time, **environment.machine()})
     print_dataset(trainer.description)
     state = _search(config, directory, trainer, on_event)
-    result = _summary(directory.read_events(), state)
-    if config.completion.enabled:
-      result['checkpoints'] = _complete(config, state, directory, trainer)
+    outcomes = _complete(config, state, directory, trainer)
+    result = history.result(directory.read_events(), state.evolution.best, outcomes)
     directory.write_result(result)
   return result
 
@@ -186,10 +195,10 @@ def _search(
   """Runs Algorithm 1 to the end of the budget, from where the directory has it."""
   *_, channels = trainer.image_shape
 
-  def check(genotype: Genotype, variables: Variables) -> None:
-    model.check_variables(variables, genotype, channels, trainer.num_classes)
+  def shapes(genotype: Genotype) -> Variables:
+    return model.variable_shapes(genotype, channels, trainer.num_classes)
 
-  state, living = recovery.restore(directory, initial_state(config), check)
+  state, living = history.restore(directory, initial_state(config), shapes)
   with Progress(config.budget_epochs, state.evolution.epochs_used) as progress:
     while not state.evolution.done:
       trial = Trial(config, state, trainer, progress)
@@ -244,7 +253,7 @@ class Trial:
     self._config, self._trainer = config, trainer
 
   def inherit(self, living: Mapping[int, Variables]) -> Variables:
-    """Returns the child's initial variables, from those of its parent if it has one."""
+    """Returns the child's initial variables, made from its parent's if it has one."""
     self._check_size()
     parent, trainer = self.state.evolution.parent, self._trainer
     key = self.state.key(Purpose.INITIALISATION)
@@ -332,19 +341,6 @@ class _CandidateError(Exception):
   """A candidate is above a limit, or its training diverged."""
 
 
-def _make_trainer(config: config_dict.ConfigDict) -> Trainer:
-  """Returns the trainer of a configuration, with its data set on the device."""
-  dataset = datasets.load(**config.dataset)
-  if len(dataset.train.labels) < config.batch_size:
-    raise UserError(
-      f'config.batch_size: got {config.batch_size}, want at most the number of'
-      f' training examples, {len(dataset.train.labels)}'
-    )
-  return Trainer(
-    dataset, batch_size=config.batch_size, compute_dtype=config.compute_dtype
-  )
-
-
 def _record(
   directory: records.RunDirectory,
   trial: Trial,
@@ -362,7 +358,7 @@ def _record(
     'evaluation': trial.evaluation,
     **child.to_json(),
     'parent': parent.evaluation if parent else None,
-    'mutation': mutation_lib.describe(parent.genotype, child) if parent else [],
+    'mutation': mutation.describe(parent.genotype, child) if parent else [],
     'fitness_at_birth': trial.fitness_before,
     'fitness': fitness or 0.0,
     'failure': trial.failure,
@@ -380,28 +376,6 @@ def _record(
   return event
 
 
-def _summary(events: list[Event], state: SearchState) -> dict[str, Any]:
-  """Returns the content of `result.json`, without checkpoints."""
-  best = state.evolution.best
-  if best is None:
-    raise UserError(
-      f'search: got {len(events)} networks that could not be evaluated, want one that'
-      f' can; the last: {events[-1]["failure"]}'
-    )
-  return {
-    'best': {
-      'evaluation': best.evaluation,
-      **best.genotype.to_json(),
-      'fitness': best.fitness,
-    },
-    'num_evaluations': state.evolution.num_evaluations,
-    'epochs_used': state.evolution.epochs_used,
-    'flops': sum(event['flops'] for event in events),
-    'seconds': round(sum(event['seconds']['total'] for event in events), 3),
-    'checkpoints': [],
-  }
-
-
 def _complete(
   config: config_dict.ConfigDict,
   state: SearchState,
@@ -409,7 +383,9 @@ def _complete(
   trainer: Trainer,
 ) -> list[dict[str, Any]]:
   """Trains the checkpoints to completion; returns their outcomes (Section 4.1)."""
-  outcomes = []
+  outcomes: list[dict[str, Any]] = []
+  if not config.completion.enabled:
+    return outcomes
   for budget, individual in state.checkpoints.items():
     if individual is None:
       continue  # The first evaluation alone exceeded this budget.

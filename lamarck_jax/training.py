@@ -17,6 +17,7 @@ import optax
 from lamarck_jax import model
 from lamarck_jax.data.datasets import Dataset
 from lamarck_jax.data.on_device import DeviceData, Images, Targets
+from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import CLASSIFIER, Variables
 from lamarck_jax.runtime import devices
@@ -180,9 +181,17 @@ class Trainer:
 
     Args:
       dataset: Images and labels of the three splits.
-      batch_size: Examples per batch, at most the number of training examples.
-      compute_dtype: Type of the blocks' computation, `float32` or `bfloat16`.
+      batch_size: Examples per batch.
+      compute_dtype: Of the blocks, `float32` or `bfloat16`.
+
+    Raises:
+      UserError: If there are fewer training examples than a batch has.
     """
+    if len(dataset.train.labels) < batch_size:
+      raise UserError(
+        f'config.batch_size: got {batch_size}, want at most the number of training'
+        f' examples, {len(dataset.train.labels)}'
+      )
     self.batch_size = batch_size
     self.steps_per_epoch = len(dataset.train.labels) // batch_size
     self.examples_per_epoch = self.steps_per_epoch * batch_size
@@ -191,8 +200,12 @@ class Trainer:
     self.image_shape = dataset.image_shape
     self.description = dataset.description
     self.programs = programs.ProgramCache(
-      programs.BlockFunctions(_block_state_shapes, forward, backward, infer),
-      programs.HeadFunctions(_head_state_shapes, train_head, count_correct),
+      programs.BlockFunctions(
+        model.block_shapes, adam(0.0).init, forward, backward, infer
+      ),
+      programs.HeadFunctions(
+        model.classifier_shapes, adam(0.0).init, train_head, count_correct
+      ),
       batch_size=batch_size,
       num_threads=devices.num_cores(),
     )
@@ -210,17 +223,13 @@ class Trainer:
     learning_rates: Sequence[float],
     on_epoch: Callable[[int, float], None] | None = None,
   ) -> dict[str, Any]:
-    """Trains a network, with Adam's moments at zero in the beginning.
+    """Returns trained variables, on the device; Adam's moments start at zero.
 
     Args:
-      key: A JAX random key, for the permutations.
-      genotype: The architecture.
-      variables: Its variables; they are left as they are.
+      key: Draws the permutations.
+      variables: They are not modified.
       learning_rates: Adam's learning rate of each epoch.
       on_epoch: Called after every epoch with its index and its mean loss.
-
-    Returns:
-      The trained variables, on the device.
     """
     state = self.initial_state(genotype, variables)
     for epoch, learning_rate in enumerate(learning_rates):
@@ -237,17 +246,12 @@ class Trainer:
     epoch: int,
     learning_rate: float,
   ) -> tuple[TrainingState, float]:
-    """Trains a network for one epoch.
+    """Returns the state after an epoch, and its mean loss.
 
     Args:
-      key: A JAX random key, the same for all epochs.
-      genotype: The architecture.
-      state: The state before the epoch; its optimizer state cannot be used again.
-      epoch: Index of the epoch, for its permutation.
+      key: The same for all epochs; `epoch`, the index, is folded in.
+      state: The state before; its optimizer state cannot be used again.
       learning_rate: Adam's learning rate.
-
-    Returns:
-      The state after the epoch, and its mean loss.
     """
     blocks, head = self._programs(genotype)
     params, stats, opt_state = (dict(tree) for tree in state)
@@ -277,13 +281,7 @@ class Trainer:
     return state, float(total) / self.steps_per_epoch
 
   def accuracy(self, genotype: Genotype, variables: Variables, split: str) -> float:
-    """Returns the share of a split's examples that a network classifies right.
-
-    Args:
-      genotype: The architecture.
-      variables: Its variables.
-      split: `train`, `validation` or `test`; every example counts once.
-    """
+    """Returns the share of a split's examples that a network classifies right."""
     correct = self.num_correct(genotype, variables, split)
     return int(correct.sum()) / int(self.num_examples(split).sum())
 
@@ -296,10 +294,7 @@ class Trainer:
   ) -> np.ndarray:
     """Returns the number of correct predictions of each class, int32 [num_classes].
 
-    Args:
-      genotype: The architecture.
-      variables: Its variables.
-      split: `train`, `validation` or `test`; every example counts once.
+    Every example of the split, `train`, `validation` or `test`, counts once.
     """
     blocks, head = self._programs(genotype)
     params, stats = self._data.put((variables['params'], variables['batch_stats']))
@@ -324,13 +319,8 @@ class Trainer:
   ) -> Iterator[np.ndarray]:
     """Yields a network's activations on a batch of the training split.
 
-    Args:
-      genotype: The architecture.
-      variables: Its variables.
-
-    Yields:
-      The images as the network sees them, and each block's outputs in evaluation mode,
-      float32 [batch, height, width, channels].
+    They are the standardised images, and each block's outputs in evaluation mode,
+    float32 [batch, height, width, channels].
     """
     blocks, _ = self._programs(genotype)
     params, stats = self._data.put((variables['params'], variables['batch_stats']))
@@ -391,21 +381,3 @@ class Trainer:
       for b in genotype.blocks
     )
     return blocks, model.Classifier(self.num_classes), *self._data.shapes()
-
-
-def _block_state_shapes(
-  block: fused_block.ConvBlock, inputs: Any
-) -> tuple[Tree, Tree, Tree]:
-  """Returns the shapes of a block's parameters, statistics and Adam state."""
-  pixels = inputs.pixels if isinstance(inputs, Images) else inputs
-  shapes = model.block_shapes(block, pixels.shape[-1])
-  params = shapes['params']
-  return params, shapes['batch_stats'], jax.eval_shape(adam(0.0).init, params)
-
-
-def _head_state_shapes(
-  head: model.Classifier, inputs: jax.ShapeDtypeStruct
-) -> tuple[Tree, Tree]:
-  """Returns the shapes of a classifier's parameters and Adam state."""
-  params = model.classifier_shapes(head, inputs.shape[-1])['params']
-  return params, jax.eval_shape(adam(0.0).init, params)

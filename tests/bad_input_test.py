@@ -1,7 +1,7 @@
-"""Every bad input ends in one line that names it, with exit status 2, and no traces.
+"""Bad input ends a program with one line that names it, status 2, and no new files.
 
-The programs run as a user starts them. A process that has imported all they need forks
-for each input, so that a hundred of them take seconds.
+The programs run as users run them, but a process that has imported what they need forks
+for each input, so that a hundred inputs take seconds.
 """
 
 import json
@@ -14,10 +14,11 @@ import tarfile
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.conftest import ROOT
+
 STORED = ROOT / 'tests' / 'testdata' / 'run_format_2'
 
-# Runs each program of a list in a process of its own.
+# Runs each program of a list in a forked process.
 _DRIVER = """
 import json, os, runpy, sys
 import jax, matplotlib.figure, scipy.stats, tensorflow_datasets
@@ -45,7 +46,7 @@ for arguments, log in json.load(sys.stdin):
   print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
-# Program, flags and what the line must name. DIR is a directory of its own.
+# Program, flags, and what the error must name. DIR is the case's own directory.
 _SEARCH, _STUDY = 'run_evolution.py', 'lamarck_jax.study'
 _FIELDS = {
   'setting': [''],
@@ -84,14 +85,14 @@ _CASES = [
 _CASES += [
   (_SEARCH, ['--unknown=1'], 'unknown'),
   (_SEARCH, ['stray'], 'stray'),
-  (_SEARCH, ['--config=nowhere.py'], 'nowhere.py'),
+  (_SEARCH, ['--config=nowhere.py'], "config: got 'nowhere.py', which does not exist"),
   (_SEARCH, ['--config=DIR/broken.py'], 'broken.py'),
   (_SEARCH, ['--config=DIR/empty.py'], 'get_config'),
   (_SEARCH, ['--config=configs/digits.py:baseline_3'], 'baseline_3'),
   (_SEARCH, ['--config.seeed=1'], 'seeed'),
   (_SEARCH, ['--config.niching=3'], 'niching.rate'),
-  (_SEARCH, ['--config.zzz=1'], 'config.zzz: no such field; there are batch'),
-  (_SEARCH, ['--config.dataset.nam=x'], 'is it dataset.name?'),
+  (_SEARCH, ['--config.zzz=1'], "config: got unknown field 'zzz', want one of batch"),
+  (_SEARCH, ['--config.dataset.nam=x'], 'want a field such as dataset.name'),
   (_SEARCH, ['--config=configs/fashon.py'], 'configs/fashion_mnist.py'),
   (_SEARCH, ['--config.dataset.name=folder:DIR'], 'no folder train in it'),
   (_SEARCH, ['--config.dataset.name=folder:DIR', '--config.dataset.image_size=7'], '8'),
@@ -145,7 +146,7 @@ _CASES += [
 
 
 def _prepare(path: pathlib.Path) -> None:
-  """Makes the files that the cases speak of."""
+  """Makes the files that the cases name."""
   for name in ('other_files', 'no_json', 'archives', 'data', 'locked'):
     (path / name).mkdir(parents=True)
   (path / 'file').write_text('')
@@ -195,7 +196,7 @@ def outcomes(tmp_path_factory):
     [sys.executable, '-c', _DRIVER],
     input=json.dumps(programs),
     cwd=ROOT,
-    # Python would keep the bytecode of a configuration beside it.
+    # Otherwise Python writes the bytecode of a configuration file beside it.
     env={**os.environ, 'PYTHONDONTWRITEBYTECODE': '1'},
     capture_output=True,
     text=True,

@@ -1,18 +1,41 @@
-"""Fixtures: a tiny data set, and the configuration of a search of seconds."""
+"""Shared by the tests: a tiny data set, searches of a few seconds, finished runs."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
 
 from ml_collections import config_dict
 import numpy as np
 import pytest
 
-from lamarck_jax import config
+from lamarck_jax import config, search
 from lamarck_jax.data import datasets
 from lamarck_jax.runtime import compilation_cache
 from lamarck_jax.study import results
 
+ROOT = pathlib.Path(__file__).parent.parent
+
+# A search of six evaluations, as flags of run_evolution.py.
+TINY_FLAGS = (
+  '--config.dataset.num_train=96',
+  '--config.dataset.num_validation=50',
+  '--config.budget_epochs=6',
+  '--config.epochs_per_evaluation=1',
+  '--config.search_space.filters=(4,8)',
+  '--config.search_space.kernel_sizes=(1,3)',
+  '--config.checkpoint_epochs=(3,)',
+  '--config.completion.epochs=(1,)',
+  '--config.completion.learning_rates=(1e-3,)',
+)
+
 
 @pytest.fixture(scope='session', autouse=True)
 def shared_compilation_cache(tmp_path_factory):
-  """Lets the processes of a test run share compiled programs, and no others."""
+  """Directory of compiled programs that only the processes of this test run share."""
   base = tmp_path_factory.getbasetemp()
   directory = base.parent if base.name.startswith('popen-') else base
   compilation_cache.enable(str(directory / 'xla'))
@@ -35,7 +58,7 @@ def tiny_dataset() -> datasets.Dataset:
 
 
 def make_tiny_config() -> config_dict.ConfigDict:
-  """Returns a search of eight evaluations of an epoch on some of the digits."""
+  """Returns a search of eight evaluations, each one epoch on 96 of the digits."""
   result = config.get_config()
   with result.unlocked():
     result.seed = 1
@@ -59,6 +82,93 @@ def make_tiny_config() -> config_dict.ConfigDict:
 def tiny_config() -> config_dict.ConfigDict:
   """The search of `make_tiny_config`."""
   return make_tiny_config()
+
+
+# ------------------------------------------------------------------------------
+# Searches
+# ------------------------------------------------------------------------------
+
+
+class StoppedError(Exception):
+  """Stops a search from `on_event`."""
+
+
+def run_until(
+  config: config_dict.ConfigDict, workdir: pathlib.Path, evaluation: int
+) -> None:
+  """Runs a search that is stopped once an evaluation has been recorded."""
+
+  def stop(event: dict[str, Any]) -> None:
+    if event['evaluation'] == evaluation:
+      raise StoppedError
+
+  with pytest.raises(StoppedError):
+    search.run(config, workdir, stop)
+
+
+def read_events(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the complete events of a search, if any, without their durations."""
+  path = workdir / 'events.jsonl'
+  lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+  return [
+    {**json.loads(line), 'seconds': None} for line in lines if line.endswith(b'\n')
+  ]
+
+
+@pytest.fixture(scope='session')
+def undisturbed(tmp_path_factory):
+  """Runs a search without interruption, once for each configuration.
+
+  Takes the configuration; returns the run directory, which must not be changed, and
+  the result.
+  """
+  cache = {}
+
+  def run(config):
+    key = config.to_json_best_effort()
+    if key not in cache:
+      workdir = tmp_path_factory.mktemp('undisturbed')
+      cache[key] = workdir, search.run(config, workdir)
+    return cache[key]
+
+  return run
+
+
+def start_search(
+  cache: pathlib.Path, workdir: pathlib.Path, num_events: int, *flags: str
+) -> subprocess.Popen:
+  """Starts run_evolution.py; returns its process once it has recorded some events."""
+  command = [sys.executable, str(ROOT / 'run_evolution.py'), *TINY_FLAGS, *flags]
+  process = subprocess.Popen(
+    [*command, f'--xla_cache_dir={cache}', f'--workdir={workdir}'],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  deadline = time.monotonic() + 200
+  while len(read_events(workdir)) < num_events:
+    assert process.poll() is None, process.communicate()
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+  return process
+
+
+def run_program(program: str, *arguments: str, **environment: str) -> str:
+  """Runs a program on the CPU in a process of its own; returns what it prints."""
+  process = subprocess.run(
+    [sys.executable, '-c', program, *arguments],
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', **environment},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert process.returncode == 0, process.stderr[-3000:]
+  return process.stdout
+
+
+# ------------------------------------------------------------------------------
+# Finished runs of a study
+# ------------------------------------------------------------------------------
 
 
 def _make_run(seed, fitness, accuracies):

@@ -1,8 +1,7 @@
-"""What goes wrong does not end a search, or ends it so that it can go on."""
+"""A fault does not end a search, or ends it so that it can be resumed."""
 
 import json
 import os
-import pathlib
 import shutil
 import signal
 import socket
@@ -13,45 +12,14 @@ import time
 
 import pytest
 
-from lamarck_jax import evolution, model, search
+from lamarck_jax import config as config_lib
+from lamarck_jax import model, search, training
 from lamarck_jax.errors import StorageError, UserError
+from lamarck_jax.genotype import Genotype
 from lamarck_jax.run_directory import records
+from tests.conftest import ROOT, TINY_FLAGS, read_events, run_until, start_search
 
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-def read_events(workdir) -> list[dict]:
-  return [{**event, 'seconds': None} for event in records.read_events(workdir)]
-
-
-class StoppedError(Exception):
-  pass
-
-
-def run_until(config, workdir, evaluation) -> None:
-  """Runs a search that is stopped after an evaluation."""
-
-  def stop(event):
-    if event['evaluation'] == evaluation:
-      raise StoppedError
-
-  with pytest.raises(StoppedError):
-    search.run(config, workdir, stop)
-
-
-@pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory):
-  """Events of a search of a configuration that ran through."""
-  cache = {}
-
-  def get(config):
-    key = config.to_json_best_effort()
-    if key not in cache:
-      cache[key] = tmp_path_factory.mktemp('undisturbed')
-      search.run(config, cache[key])
-    return read_events(cache[key])
-
-  return get
+STORED = ROOT / 'tests' / 'testdata' / 'run_format_2'
 
 
 # ------------------------------------------------------------------------------
@@ -67,7 +35,7 @@ def test_a_candidate_above_a_limit_is_recorded_and_is_no_parent(
 ):
   tiny_config[limit] = value
   tiny_config.completion.enabled = False
-  events = undisturbed(tiny_config)
+  events = read_events(undisturbed(tiny_config)[0])
   failed = [event for event in events if event['failure']]
   assert 0 < len(failed) < len(events) == 8
   for event in failed:
@@ -100,9 +68,10 @@ def test_a_loss_that_is_not_finite_is_recorded(tiny_config, tmp_path):
 
 
 def test_a_search_survives_candidates_that_run_out_of_memory(tmp_path):
-  """Under a real limit, which a single activation of 60,000 filters exceeds.
+  """The limit is real, and a single activation of 60,000 filters exceeds it.
 
-  Ones that nearly fill it leave too little for the libraries, and these abort.
+  Activations that nearly reach it would leave too little memory for the libraries
+  that XLA calls, which then abort the process.
   """
   program = textwrap.dedent("""
     import resource, sys
@@ -138,24 +107,22 @@ def test_a_search_survives_candidates_that_run_out_of_memory(tmp_path):
   events = read_events(tmp_path / 'run')
   assert len(events) == 5
   failures = [event['failure'] for event in events if event['failure']]
-  # XLA says so; a library that it calls only says that it failed.
+  # XLA names the cause; a library that it calls reports only the failure.
   out_of_memory = ('ut of memory', 'llocat', 'YNNPACK operation failed')
   assert any(text in reason for reason in failures for text in out_of_memory), failures
   assert len(failures) < 5
   assert records.read_result(tmp_path / 'run')['best']['fitness'] > 0
 
 
-def test_a_device_that_computes_nothing_any_more_ends_the_search(
-  tiny_config, tmp_path, monkeypatch
-):
-  """Or every candidate to come would be recorded as failed."""
+def test_a_device_that_has_failed_ends_the_search(tiny_config, tmp_path, monkeypatch):
+  """Otherwise every later candidate would be recorded as failed."""
   run_until(tiny_config, tmp_path / 'run', 2)
 
   def fail(*_args, **_kwargs):
     raise MemoryError('lost')
 
-  monkeypatch.setattr(search.Trainer, 'train', fail)
-  monkeypatch.setattr(search.Trainer, 'check_device', fail)
+  monkeypatch.setattr(training.Trainer, 'train', fail)
+  monkeypatch.setattr(training.Trainer, 'check_device', fail)
   with pytest.raises(MemoryError):
     search.run(tiny_config, tmp_path / 'run')
   assert len(read_events(tmp_path / 'run')) == 3
@@ -167,7 +134,7 @@ def test_a_device_that_computes_nothing_any_more_ends_the_search(
 
 
 @pytest.mark.parametrize('how', ['flipped', 'cut', 'gone', 'of another network'])
-def test_damaged_weights_send_the_search_back_to_the_same_end(
+def test_a_search_with_damaged_weights_repeats_evaluations_to_the_same_result(
   tiny_config, tmp_path, undisturbed, how, caplog
 ):
   workdir = tmp_path / 'run'
@@ -184,7 +151,7 @@ def test_damaged_weights_send_the_search_back_to_the_same_end(
   else:
     other = model.init_variables(
       search.random_key(0, 0, search.Purpose.TRAINING),
-      evolution.Genotype.parse('4c5 4c5 4c5'),
+      Genotype.parse('4c5 4c5 4c5'),
       1,
       10,
     )
@@ -192,10 +159,10 @@ def test_damaged_weights_send_the_search_back_to_the_same_end(
     directory.write_weights(int(path.stem), other)
   search.run(tiny_config, workdir)
   assert 'going back from evaluation 7' in caplog.text
-  assert read_events(workdir) == undisturbed(tiny_config)
+  assert read_events(workdir) == read_events(undisturbed(tiny_config)[0])
 
 
-def test_a_search_whose_disk_is_full_goes_on_once_there_is_room(
+def test_a_search_on_a_full_disk_is_resumed_once_there_is_room(
   tiny_config, tmp_path, undisturbed, monkeypatch
 ):
   workdir = tmp_path / 'run'
@@ -215,7 +182,7 @@ def test_a_search_whose_disk_is_full_goes_on_once_there_is_room(
   recorded = read_events(workdir)
   assert 0 < len(recorded) < 8
   search.run(tiny_config, workdir)
-  assert read_events(workdir) == undisturbed(tiny_config)
+  assert read_events(workdir) == read_events(undisturbed(tiny_config)[0])
   assert read_events(workdir)[: len(recorded)] == recorded
 
 
@@ -226,20 +193,17 @@ def test_a_directory_that_vanishes_ends_the_search_in_one_line(tiny_config, tmp_
 
 
 def test_a_run_directory_stored_in_the_repository_loads_and_resumes(tmp_path):
-  stored = ROOT / 'tests' / 'testdata' / 'run_format_2'
-  shutil.copytree(stored, tmp_path / 'run')
+  shutil.copytree(STORED, tmp_path / 'run')
   (tmp_path / 'run' / 'result.json').unlink()
   path = tmp_path / 'run' / 'events.jsonl'
   lines = path.read_bytes().splitlines(keepends=True)
   path.write_bytes(b''.join(lines[:-1]) + lines[-1][:20])
 
-  from lamarck_jax import config as config_lib
-
   config = config_lib.get_config()
   with config.unlocked():
-    config.update(records.read_config(stored))
+    config.update(records.read_config(STORED))
   result = search.run(config, tmp_path / 'run')
-  expected = records.read_result(stored)
+  expected = records.read_result(STORED)
   assert result['num_evaluations'] == expected['num_evaluations'] == 4
   assert result['best']['genotype'] == expected['best']['genotype']
 
@@ -248,62 +212,29 @@ def test_a_run_directory_stored_in_the_repository_loads_and_resumes(tmp_path):
 # Processes
 # ------------------------------------------------------------------------------
 
-LONG = [
-  '--config.dataset.num_train=96',
-  '--config.dataset.num_validation=50',
-  '--config.budget_epochs=1000',
-  '--config.epochs_per_evaluation=1',
-  '--config.search_space.filters=(4,8)',
-  '--config.search_space.kernel_sizes=(1,3)',
-]
-
-
-def start(cache, workdir, *flags):
-  """Starts a search of 1,000 evaluations; returns once it has recorded three."""
-  process = subprocess.Popen(
-    [
-      sys.executable,
-      str(ROOT / 'run_evolution.py'),
-      f'--xla_cache_dir={cache}',
-      f'--workdir={workdir}',
-      *LONG,
-      *flags,
-    ],
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  deadline = time.monotonic() + 200
-  path = workdir / 'events.jsonl'
-  while not path.exists() or path.read_bytes().count(b'\n') < 3:
-    assert process.poll() is None, process.stderr.read()
-    assert time.monotonic() < deadline
-    time.sleep(0.02)
-  return process
+LONG = '--config.budget_epochs=1000'
 
 
 def test_sigterm_ends_within_the_grace_of_a_scheduler_and_loses_nothing(
   shared_compilation_cache, tmp_path
 ):
-  """Like Slurm: SIGTERM, and SIGKILL ten seconds later."""
-  process = start(shared_compilation_cache, tmp_path / 'run')
+  """Slurm sends SIGTERM, and SIGKILL some ten seconds later."""
+  process = start_search(shared_compilation_cache, tmp_path / 'run', 3, LONG)
   process.send_signal(signal.SIGTERM)
   _, stderr = process.communicate(timeout=10)
   assert process.returncode == 143
-  assert 'the same command again goes on' in stderr
+  assert 'run the same command again to resume' in stderr
   assert 'Traceback' not in stderr
   before = read_events(tmp_path / 'run')
-  process = start(shared_compilation_cache, tmp_path / 'run')
+  process = start_search(shared_compilation_cache, tmp_path / 'run', 3, LONG)
   process.kill()
   process.communicate()
   assert read_events(tmp_path / 'run')[: len(before)] == before
 
 
 @pytest.mark.parametrize(('grace', 'num_signals'), [(1, 1), (600, 2)])
-def test_a_signal_inside_a_long_native_call_ends_the_process_all_the_same(
-  grace, num_signals
-):
-  """An epoch of a large network is such a call, and may be longer than the grace."""
+def test_a_signal_during_a_long_native_call_ends_the_process(grace, num_signals):
+  """An epoch of a large network is such a call, and may take longer than the grace."""
   program = textwrap.dedent(f"""
     import ctypes
     from lamarck_jax.runtime import signals
@@ -326,16 +257,17 @@ def test_a_signal_inside_a_long_native_call_ends_the_process_all_the_same(
   assert process.returncode == 143
 
 
-def test_a_second_process_in_a_directory_is_refused_by_the_first_ones_name(
+def test_a_second_process_in_a_directory_is_refused_and_told_of_the_first(
   shared_compilation_cache, tmp_path
 ):
-  process = start(shared_compilation_cache, tmp_path / 'run')
+  process = start_search(shared_compilation_cache, tmp_path / 'run', 3, LONG)
   second = subprocess.run(
     [
       sys.executable,
       str(ROOT / 'run_evolution.py'),
       f'--workdir={tmp_path / "run"}',
-      *LONG,
+      *TINY_FLAGS,
+      LONG,
     ],
     capture_output=True,
     text=True,
@@ -347,13 +279,13 @@ def test_a_second_process_in_a_directory_is_refused_by_the_first_ones_name(
   assert second.returncode == 2
   assert len(second.stderr.strip().splitlines()) == 1
   assert f'process {process.pid} on {socket.gethostname()}' in second.stderr
-  # The lock of the killed process does not stop the next one.
-  process = start(shared_compilation_cache, tmp_path / 'run')
+  # The killed process has left its lock, which must not stop the next one.
+  process = start_search(shared_compilation_cache, tmp_path / 'run', 3, LONG)
   process.kill()
   process.communicate()
 
 
-def test_the_events_of_a_run_are_json_lines_that_others_can_read(tiny_config, tmp_path):
+def test_the_events_of_a_stopped_run_are_complete_json_lines(tiny_config, tmp_path):
   run_until(tiny_config, tmp_path, 1)
   lines = (tmp_path / 'events.jsonl').read_text().splitlines()
   assert [json.loads(line)['evaluation'] for line in lines] == [0, 1]

@@ -11,6 +11,7 @@ import pytest
 
 from lamarck_jax import config, inheritance, model, mutation, net2net
 from lamarck_jax.genotype import Block, Genotype
+from lamarck_jax.run_directory import weights
 from tests.networks import (
   NUM_CLASSES,
   SPACE,
@@ -82,7 +83,7 @@ def test_every_mode_gives_every_child_variables_of_its_shapes(parent_seed, seed,
     image_shape=(8, 8),
     noise=0.1,
   )
-  model.check_variables(variables, child, 3, NUM_CLASSES)
+  weights.check(variables, model.variable_shapes(child, 3, NUM_CLASSES))
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
   jax.tree.map(np.testing.assert_array_equal, parent_variables, before)
 

@@ -1,6 +1,5 @@
-"""The entry point as a user starts it: a process of its own."""
+"""Tests of run_evolution.py as users run it, in a process of its own."""
 
-import json
 import pathlib
 import signal
 import subprocess
@@ -10,21 +9,12 @@ import time
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
-TINY = [
-  '--config.dataset.num_train=96',
-  '--config.dataset.num_validation=50',
-  '--config.budget_epochs=6',
-  '--config.epochs_per_evaluation=1',
-  '--config.search_space.filters=(4,8)',
-  '--config.search_space.kernel_sizes=(1,3)',
-  '--config.checkpoint_epochs=(3,)',
-  '--config.completion.epochs=(1,)',
-  '--config.completion.learning_rates=(1e-3,)',
-]
+from tests.conftest import ROOT, TINY_FLAGS, read_events, start_search
+
+TWELVE = '--config.budget_epochs=12'
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def command(shared_compilation_cache):
   return [
     sys.executable,
@@ -41,7 +31,7 @@ def run(command, *flags, cwd=ROOT):
 
 def start(command, *flags, cwd=ROOT):
   return subprocess.Popen(
-    [*command, *TINY, *flags],
+    [*command, *TINY_FLAGS, *flags],
     cwd=cwd,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -49,53 +39,17 @@ def start(command, *flags, cwd=ROOT):
   )
 
 
-def read_events(workdir) -> list[dict]:
-  path = pathlib.Path(workdir) / 'events.jsonl'
-  if not path.exists():
-    return []
-  lines = path.read_text().splitlines(keepends=True)
-  return [
-    {**json.loads(line), 'seconds': None} for line in lines if line.endswith('\n')
-  ]
-
-
-def start_and_wait_for_events(command, workdir, count):
-  """Starts a search and returns its process once so many events are recorded."""
-  process = start(command, '--config.budget_epochs=12', f'--workdir={workdir}')
-  deadline = time.monotonic() + 200
-  while len(read_events(workdir)) < count:
-    assert process.poll() is None, process.communicate()
-    assert time.monotonic() < deadline
-    time.sleep(0.02)
-  return process
-
-
 @pytest.fixture(scope='module')
-def undisturbed_run(shared_compilation_cache, tmp_path_factory):
-  """Directory and process of a search of 12 evaluations that ran through."""
-  workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
-  result = run(
-    [
-      sys.executable,
-      str(ROOT / 'run_evolution.py'),
-      f'--xla_cache_dir={shared_compilation_cache}',
-    ],
-    *TINY,
-    '--config.budget_epochs=12',
-    f'--workdir={workdir}',
-  )
+def finished(command, tmp_path_factory):
+  """Directory and process of a search of 12 evaluations without interruption."""
+  workdir = tmp_path_factory.mktemp('finished') / 'run'
+  result = run(command, *TINY_FLAGS, TWELVE, f'--workdir={workdir}')
   assert result.returncode == 0, result.stderr
   return workdir, result
 
 
-@pytest.fixture
-def undisturbed(undisturbed_run):
-  """Directory of a search of 12 evaluations that ran through."""
-  return undisturbed_run[0]
-
-
-def test_a_search_prints_progress_and_what_it_found(undisturbed_run):
-  workdir, result = undisturbed_run
+def test_a_search_prints_progress_and_its_result(finished):
+  workdir, result = finished
   lines = [line for line in result.stderr.splitlines() if line.startswith('epoch ')]
   assert len(lines) == 12
   assert lines[-1].startswith('epoch 12/12  evaluation 11')
@@ -111,7 +65,7 @@ def test_the_default_directory_is_named_by_config_setting_and_seed(command, tmp_
     command,
     f'--config={ROOT / "configs" / "digits.py"}:baseline_1',
     '--config.seed=3',
-    *TINY,
+    *TINY_FLAGS,
     '--config.budget_epochs=1',
     '--config.completion.enabled=false',
     cwd=tmp_path,
@@ -126,7 +80,7 @@ def test_the_default_directory_of_own_data_has_its_name(command, tmp_path):
   np.savez(tmp_path / 'clothes.npz', x_train=images, y_train=np.arange(200) % 2)
   result = run(
     command,
-    *TINY,
+    *TINY_FLAGS,
     '--config.dataset.name=npz:clothes.npz',
     '--config.budget_epochs=1',
     '--config.completion.enabled=false',
@@ -167,40 +121,44 @@ def test_bad_flags_are_one_line_and_status_2(command, tmp_path, flags, named):
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_search_killed_at_any_moment_goes_on_as_if_it_had_not_been(
-  command, undisturbed, tmp_path
+def test_a_killed_search_is_resumed_with_the_same_events(
+  shared_compilation_cache, command, finished, tmp_path
 ):
   workdir = tmp_path / 'run'
   for count in (2, 9):
-    process = start_and_wait_for_events(command, workdir, count)
+    process = start_search(shared_compilation_cache, workdir, count, TWELVE)
     process.send_signal(signal.SIGKILL)
     process.communicate()
   assert len(read_events(workdir)) < 12
-  result = run(command, *TINY, '--config.budget_epochs=12', f'--workdir={workdir}')
+  result = run(command, *TINY_FLAGS, TWELVE, f'--workdir={workdir}')
   assert result.returncode == 0, result.stderr
-  assert read_events(workdir) == read_events(undisturbed)
+  assert read_events(workdir) == read_events(finished[0])
 
 
-def test_control_c_stops_cleanly_and_says_how_to_go_on(command, undisturbed, tmp_path):
+def test_control_c_ends_without_a_traceback_and_says_how_to_resume(
+  shared_compilation_cache, command, finished, tmp_path
+):
   workdir = tmp_path / 'run'
-  process = start_and_wait_for_events(command, workdir, 3)
+  process = start_search(shared_compilation_cache, workdir, 3, TWELVE)
   process.send_signal(signal.SIGINT)
   _, stderr = process.communicate(timeout=60)
   assert process.returncode == 130
-  assert 'the same command again' in stderr
+  assert 'run the same command again to resume' in stderr
   assert 'Traceback' not in stderr
-  result = run(command, *TINY, '--config.budget_epochs=12', f'--workdir={workdir}')
+  result = run(command, *TINY_FLAGS, TWELVE, f'--workdir={workdir}')
   assert result.returncode == 0, result.stderr
-  assert read_events(workdir) == read_events(undisturbed)
+  assert read_events(workdir) == read_events(finished[0])
 
 
 @pytest.mark.parametrize('seconds', [0, 0.3, 1])
-def test_control_c_while_a_program_starts_leaves_no_trace(command, tmp_path, seconds):
+def test_control_c_while_a_program_starts_ends_without_a_traceback(
+  command, tmp_path, seconds
+):
   flags = ['--config.budget_epochs=5000', '--workdir=run']
   process = start(command, *flags, cwd=tmp_path)
   maps = pathlib.Path(f'/proc/{process.pid}/maps')
   deadline = time.monotonic() + 60
-  while 'jaxlib' not in maps.read_text():  # It has begun to import JAX.
+  while 'jaxlib' not in maps.read_text():  # It is importing JAX.
     assert process.poll() is None
     assert time.monotonic() < deadline
     time.sleep(0.01)
@@ -211,17 +169,19 @@ def test_control_c_while_a_program_starts_leaves_no_trace(command, tmp_path, sec
   assert 'Traceback' not in stderr
 
 
-def test_the_same_command_reports_a_finished_run_at_once(command, undisturbed):
-  before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob('*')}
-  result = run(command, *TINY, '--config.budget_epochs=12', f'--workdir={undisturbed}')
+def test_the_same_command_reports_a_finished_run_at_once(command, finished):
+  workdir, _ = finished
+  before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
+  result = run(command, *TINY_FLAGS, TWELVE, f'--workdir={workdir}')
   assert result.returncode == 0
   assert 'best network' in result.stdout
   assert 'epoch ' not in result.stderr
-  assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob('*')} == before
+  assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
 
 
-def test_a_directory_with_another_config_is_refused(command, undisturbed):
-  result = run(command, *TINY, '--config.seed=9', f'--workdir={undisturbed}')
+def test_a_directory_with_another_config_is_refused(command, finished):
+  workdir, _ = finished
+  result = run(command, *TINY_FLAGS, '--config.seed=9', f'--workdir={workdir}')
   assert result.returncode == 2
   assert 'seed' in result.stderr
   assert 'budget_epochs' in result.stderr

@@ -12,12 +12,7 @@ from lamarck_jax.data import datasets
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.run_directory import records
-
-
-def read_events(workdir) -> list[dict]:
-  """The events without their durations."""
-  lines = (workdir / 'events.jsonl').read_text().splitlines()
-  return [{**json.loads(line), 'seconds': None} for line in lines]
+from tests.conftest import read_events, run_until
 
 
 def read_weights(workdir) -> dict[str, dict[str, np.ndarray]]:
@@ -40,25 +35,6 @@ def assert_same_run(workdir, other) -> None:
     assert leaves.keys() == other_weights[name].keys()
     for path, leaf in leaves.items():
       np.testing.assert_array_equal(leaf, other_weights[name][path])
-
-
-class StoppedError(Exception):
-  pass
-
-
-@pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory):
-  """A search that ran through, in a directory not to be written to."""
-  cache = {}
-
-  def get(config):
-    key = config.to_json_best_effort()
-    if key not in cache:
-      workdir = tmp_path_factory.mktemp('undisturbed')
-      cache[key] = workdir, search.run(config, workdir)
-    return cache[key]
-
-  return get
 
 
 def test_search_records_every_evaluation_and_a_result(tiny_config, undisturbed):
@@ -111,13 +87,7 @@ def test_a_search_resumed_after_any_event_is_the_uninterrupted_one(
   tiny_config, undisturbed, tmp_path, stop_after
 ):
   workdir, result = undisturbed(tiny_config)
-
-  def stop(event):
-    if event['evaluation'] + 1 == stop_after:
-      raise StoppedError
-
-  with pytest.raises(StoppedError):
-    search.run(tiny_config, tmp_path / 'run', stop)
+  run_until(tiny_config, tmp_path / 'run', stop_after - 1)
   assert len(read_events(tmp_path / 'run')) == stop_after
   resumed = search.run(tiny_config, tmp_path / 'run')
   assert_same_run(workdir, tmp_path / 'run')
@@ -134,13 +104,7 @@ def test_the_compared_search_opens_and_closes_niches(tiny_config, undisturbed):
 
 def test_a_torn_last_event_is_evaluated_again(tiny_config, undisturbed, tmp_path):
   workdir, _ = undisturbed(tiny_config)
-
-  def stop(event):
-    if event['evaluation'] == 4:
-      raise StoppedError
-
-  with pytest.raises(StoppedError):
-    search.run(tiny_config, tmp_path / 'run', stop)
+  run_until(tiny_config, tmp_path / 'run', 4)
   with (tmp_path / 'run' / 'events.jsonl').open('a') as file:
     file.write('{"evaluation": 5, "geno')
   search.run(tiny_config, tmp_path / 'run')

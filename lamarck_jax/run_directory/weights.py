@@ -86,3 +86,27 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
     value = zlib.crc32(f'{name} {array.dtype} {array.shape}'.encode(), value)
     value = zlib.crc32(array.tobytes(), value)
   return f'{value:08x}'
+
+
+def check(variables: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
+  """Checks that variables are those of a network.
+
+  Args:
+    variables: A tree of arrays.
+    shapes: The network's, as `model.variable_shapes` has them.
+
+  Raises:
+    ValueError: If leaves are missing, left over or of another shape or dtype.
+  """
+  found, wanted = (
+    {
+      path: (leaf.shape, leaf.dtype)
+      for path, leaf in traverse_util.flatten_dict(tree, sep='/').items()
+    }
+    for tree in (variables, shapes)
+  )
+  for path in sorted(found.keys() | wanted.keys()):
+    if found.get(path) != wanted.get(path):
+      raise ValueError(
+        f'variables: got {found.get(path)} for {path}, want {wanted.get(path)}'
+      )

@@ -1,6 +1,6 @@
-"""What the command-line programs share: flags, and errors that are one line.
+"""What the command-line programs share: flags, and errors in one line.
 
-Bad input ends with exit status 2, files that cannot be written with 1.
+Bad input ends a program with exit status 2, a file that cannot be written with 1.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from lamarck_jax import config as config_lib
 from lamarck_jax.errors import StorageError, UserError
 
 XLA_CACHE_DIR_HELP = (
-  'Folder for compiled programs, for all searches together; empty for none;'
+  'Directory of compiled programs, shared by all searches; empty for none;'
   ' ~/.cache/lamarck_jax/xla by default.'
 )
 
@@ -29,31 +29,33 @@ def run(
   """Parses the flags, calls a program's main function, and exits.
 
   Args:
-    main: Gets the arguments that are no flags, after the program's name. It may
-      raise UserError. Flag --config has its configuration.
-    default_config: The configuration file where --config is not given; None: it must
-      be, if the program has the flag. It is no default of the flag, which
-      ml_collections would load in any case.
+    main: Takes the program's name and the arguments that are not flags. It may raise
+      UserError or StorageError.
+    default_config: Configuration file where --config is not given. If None, --config
+      is required of a program that defines it.
   """
+  # Until `signals.install`, Ctrl-C ends the program at once and without a traceback.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  # Not the flag's own default: ml_collections would load it even if not used.
+  if default_config and not any(map(_is_config_flag, sys.argv[1:])):
+    sys.argv.insert(1, f'--config={default_config}')
 
   def guarded_main(argv: list[str]) -> None:
-    # Absl shows what JAX says of devices that are not there.
+    # absl would show JAX's messages about platforms that are not there.
     logging.getLogger('jax').setLevel(logging.WARNING)
     try:
       main(argv)
     except UserError as error:
-      _refuse(error)
+      _exit(error, status=2)
     except StorageError as error:
-      print(f'error: {error}', file=sys.stderr)
-      sys.exit(1)
+      _exit(error, status=1)
 
-  # Until there is something to end in order, Ctrl-C ends a program without a trace.
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
-  given = any(arg.lstrip('-').split('=')[0] == 'config' for arg in sys.argv[1:])
-  if default_config and not given:
-    sys.argv.insert(1, f'--config={default_config}')
   app.run(guarded_main, flags_parser=_parse_flags)
-  raise AssertionError  # absl has exited.
+  raise AssertionError  # app.run exits.
+
+
+def _is_config_flag(argument: str) -> bool:
+  return argument.lstrip('-').split('=')[0] == 'config'
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -61,40 +63,47 @@ def _parse_flags(argv: list[str]) -> list[str]:
     arguments = flags.FLAGS(argv)
     if 'config' in flags.FLAGS:
       if flags.FLAGS.config is None:
-        raise UserError('config: missing, want a configuration file')
-      flags.FLAGS.config.lock()  # A file that cannot be loaded fails at first use.
+        raise UserError('config: got nothing, want a configuration file')
+      # The first access loads the file, and raises if that is impossible.
+      flags.FLAGS.config.lock()
     return arguments
-  # Configuration files run while flags are parsed, and raise what they like.
+  # Configuration files are executed while flags are parsed, and raise anything.
   except Exception as error:
-    _refuse(_explained(argv) or error)
+    known = 'config' in flags.FLAGS and (_missing_file(argv) or _wrong_field(argv))
+    _exit(known or error, status=2)
 
 
-def _explained(argv: list[str]) -> UserError | None:
-  """Returns what is wrong with the flags of a configuration, if that can be seen."""
-  if 'config' not in flags.FLAGS:
-    return None
-  values = [re.fullmatch(r'--?config=(.+?)(:.*)?', argument) for argument in argv]
-  for path in (pathlib.Path(match[1]) for match in values if match):
-    if not path.exists():
-      others = sorted(str(other) for other in path.parent.glob('*.py'))
-      there = f'; there are {", ".join(others)}' if others else ''
-      return UserError(f'config: no such file: {path}{there}')
+def _missing_file(argv: list[str]) -> UserError | None:
+  """Returns the error of a configuration file that does not exist, if one is given."""
+  for argument in argv:
+    match = re.fullmatch(r'--?config=(.+?)(:.*)?', argument)
+    if match and not (path := pathlib.Path(match[1])).exists():
+      others = sorted(map(str, path.parent.glob('*.py')))
+      wanted = f'one of {", ".join(others)}' if others else 'a configuration file'
+      return UserError(f'config: got {match[1]!r}, which does not exist, want {wanted}')
+  return None
+
+
+def _wrong_field(argv: list[str]) -> UserError | None:
+  """Returns the error of a flag for a field that has no value, if one is given."""
   fields = config_lib.field_names(config_lib.get_config())
   for argument in argv:
     match = re.fullmatch(r'--?(?:no)?config\.([^=]+)(=.*)?', argument)
     if not match or match[1] in fields:
       continue
-    inside = [name for name in fields if name.startswith(f'{match[1]}.')]
+    inside = [field for field in fields if field.startswith(f'{match[1]}.')]
     if inside:
-      return UserError(f'config.{match[1]}: has fields of its own: {", ".join(inside)}')
+      return UserError(
+        f'config.{match[1]}: got one value, want one for {" or ".join(inside)}'
+      )
     close = difflib.get_close_matches(match[1], fields, n=1)
-    hint = f'is it {close[0]}?' if close else f'there are {", ".join(fields)}'
-    return UserError(f'config.{match[1]}: no such field; {hint}')
+    wanted = f'a field such as {close[0]}' if close else f'one of {", ".join(fields)}'
+    return UserError(f'config: got unknown field {match[1]!r}, want {wanted}')
   return None
 
 
-def _refuse(error: Exception) -> NoReturn:
-  """Prints an error in one line and exits with status 2."""
+def _exit(error: Exception, status: int) -> NoReturn:
+  """Prints an error in one line and exits."""
   message = ' '.join(str(error).replace('\\n', ' ').split())
   print(f'error: {message}', file=sys.stderr)
-  sys.exit(2)
+  sys.exit(status)

@@ -1,4 +1,4 @@
-"""Compiled programs on disk, so that a second search compiles almost nothing."""
+"""JAX's persistent compilation cache, shared by all searches of a user."""
 
 import os
 import pathlib
@@ -10,21 +10,20 @@ _MAX_BYTES = 4 * 2**30
 
 
 def default_directory() -> str:
-  """Returns the cache folder of the user, `~/.cache/lamarck_jax/xla` by default."""
+  """Returns the user's cache directory, `~/.cache/lamarck_jax/xla` by default."""
   cache_home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   return os.path.join(cache_home, 'lamarck_jax', 'xla')
 
 
 def enable(directory: str | None = None) -> None:
-  """Makes JAX keep compiled programs in a folder.
+  """Makes JAX keep compiled programs in a directory.
 
-  A new folder is for its owner alone, since programs read from it are run. It is
-  bounded in size; the programs used least recently go first. A folder that cannot
-  be used costs only time.
+  The cache is bounded in size and evicts the least recently used programs. If the
+  directory cannot be used, a warning is logged and programs are compiled every time.
 
   Args:
-    directory: The folder; made if it is not there. None: the user's cache folder.
-      Empty: no cache.
+    directory: The directory, created if missing; None for `default_directory()`, empty
+      for no cache.
   """
   if directory is None:
     directory = default_directory()
@@ -32,12 +31,13 @@ def enable(directory: str | None = None) -> None:
     jax.config.update('jax_enable_compilation_cache', False)
     return
   try:
+    # Readable and writable by the owner alone: programs read from it are executed.
     pathlib.Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
   except OSError as error:
     logging.warning('no compilation cache: %s: %s', directory, error.strerror)
     return
   jax.config.update('jax_compilation_cache_dir', directory)
   jax.config.update('jax_compilation_cache_max_size', _MAX_BYTES)
-  # By default programs that compile in less than a second are not kept.
+  # JAX's default omits programs that compile within a second; many of ours do.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

@@ -1,4 +1,4 @@
-"""The cores and GPUs of a machine; cores as JAX devices that share every batch."""
+"""The cores and GPUs of a machine, and the cores as JAX devices that share a batch."""
 
 import functools
 import importlib.util
@@ -11,7 +11,7 @@ import jax
 
 from lamarck_jax.xla import sharding
 
-# Sets the size of XLA's pool of threads, in each process.
+# The environment variable that sets the size of XLA's thread pool.
 _NUM_THREADS = 'PJRT_NPROC'
 _CUDA_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
 
@@ -24,7 +24,7 @@ def available_cores() -> list[int]:
 
 
 def available_gpus() -> list[str]:
-  """Returns the identifiers of the GPUs that JAX would use."""
+  """Returns the identifiers of the GPUs that JAX would use, without starting JAX."""
   platforms = os.environ.get('JAX_PLATFORMS')
   if platforms and not {'cuda', 'gpu'} & set(platforms.split(',')):
     return []
@@ -38,6 +38,8 @@ def available_gpus() -> list[str]:
   return [str(index) for index, _ in enumerate(listing.stdout.splitlines())]
 
 
+# Cached because `configure_cpu_devices` may lower PJRT_NPROC, which limits XLA's
+# threads alone.
 @functools.cache
 def num_cores() -> int:
   """Returns the number of cores to use: those available, or PJRT_NPROC if fewer."""
@@ -45,18 +47,19 @@ def num_cores() -> int:
   return min(count, int(os.environ.get(_NUM_THREADS, count)))
 
 
-def use_cores(batch_size: int, image_size: int | None = None) -> None:
-  """Sets how many JAX devices and threads the cores of this process make.
+def configure_cpu_devices(batch_size: int, image_size: int | None = None) -> None:
+  """Sets the number of JAX's CPU devices and of XLA's threads.
 
-  Most products of a convolution are too small to be divided among threads; batches are
-  not. So each core is a device, unless batches are too small even for that: then there
-  is one device, and one thread. This has to come before JAX looks at the machine, and
-  holds for the whole process, so programs call it at their start and importing this
-  package does not.
+  Each core becomes a device that takes a part of every batch: most matrix products of
+  a convolution are too small to be divided among threads, batches are not. If batches
+  are too small even for that, one device with one thread is fastest.
+
+  The setting is process-wide; programs apply it before JAX initialises. Afterwards
+  JAX keeps the devices that it has.
 
   Args:
     batch_size: Examples per batch.
-    image_size: Height and width of the images, if they are known by now.
+    image_size: Height and width of the images in pixels; None if not known yet.
   """
   count = num_cores()
   small = image_size is not None and sharding.max_shards(batch_size, image_size**2) == 1
@@ -67,4 +70,4 @@ def use_cores(batch_size: int, image_size: int | None = None) -> None:
     try:
       jax.config.update('jax_num_cpu_devices', count)
     except RuntimeError:
-      logging.info('JAX has its devices already: batches are shared by these')
+      logging.info('JAX has initialised its devices already and keeps them')

@@ -1,41 +1,43 @@
-"""Ends a program on SIGTERM and Ctrl-C: in order at first, at once if need be.
+"""Ends a program on SIGINT and SIGTERM: in order if possible, otherwise at once.
 
-The main thread may be inside a native call when a signal comes, and then learns of it
-only afterwards. So a thread waits as well, and ends the process if the main thread has
-not within a few seconds, or when a second signal comes. That is safe at any moment,
-since what is recorded is whole at any moment.
+A signal raises `Stopped` in the main thread. That thread may be inside a native call,
+such as an epoch of training, and runs no signal handler until the call returns.
+Therefore a second thread watches too, and ends the process if the main thread has not
+done so within a few seconds, or when a second signal comes. Ending at any moment is
+safe, because every write to a run directory is atomic.
 """
 
-from collections.abc import Callable
-import functools
 import os
 import select
 import signal
 import sys
 import threading
 import time
-import types
-from typing import Any, NoReturn
+from typing import NoReturn
 
-# Below what schedulers grant between SIGTERM and SIGKILL, 10 seconds or more.
+from lamarck_jax.runtime import dropped_signals
+
+# Schedulers wait 10 seconds or more between SIGTERM and SIGKILL; this is below.
 GRACE_SECONDS = 5.0
-# Until a signal is raised again that Python had to drop.
-RETRY_SECONDS = 0.01
 
-_said = threading.Event()  # Whether a person knows that the program has ended.
+# Set once the user has been told that the program ends, which is said only once.
+_said = threading.Event()
 
 
 class Stopped(BaseException):
   """A signal asks the program to end.
 
   Attributes:
-    status: Exit status by the shell's convention, 128 and the signal's number.
+    status: Exit status by the shell's convention: 128 plus the signal's number.
   """
 
   def __init__(self, number: int):
     """Takes the signal's number."""
-    super().__init__(f'signal {number}')
+    super().__init__(number)
     self.status = 128 + number
+
+  def __str__(self) -> str:
+    return f'signal {self.args[0]}'
 
 
 def install() -> None:
@@ -44,13 +46,19 @@ def install() -> None:
   os.set_blocking(writer, False)
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, _raise_stopped)
-  sys.unraisablehook = functools.partial(_raise_again, sys.unraisablehook)
+  dropped_signals.raise_again(Stopped)
+  # CPython writes the number of each signal into the pipe at once, from C.
   signal.set_wakeup_fd(writer)
   threading.Thread(target=_watch, args=[reader], daemon=True, name='signals').start()
 
 
 def say_stopped(sentence: str) -> None:
-  """Tells a person how a stopped program goes on; nothing is said after it."""
+  """Tells the user how to resume a stopped program; the watching thread stays silent.
+
+  Args:
+    sentence: What is printed to stderr, on a line of its own.
+  """
+  # Ctrl-C leaves `^C` at the end of the progress line.
   print(f'\n{sentence}', file=sys.stderr, flush=True)
   _said.set()
 
@@ -59,39 +67,14 @@ def _raise_stopped(number: int, frame: object) -> NoReturn:
   raise Stopped(number)
 
 
-def _raise_again(hook: Callable[[Any], Any], unraisable: Any) -> None:
-  """Raises `Stopped` a little later, where Python had to drop it.
-
-  It drops what is raised in a finalizer or in a callback of the garbage collector, and
-  JAX has such a callback.
-  """
-  stopped = unraisable.exc_value
-  if not isinstance(stopped, Stopped):
-    hook(unraisable)
-    return
-  signal.signal(
-    signal.SIGALRM, functools.partial(_raise_unless_in_hook, stopped.status - 128)
-  )
-  signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS, 0.01)
-
-
-def _raise_unless_in_hook(number: int, alarm: int, frame: types.FrameType) -> None:
-  """Raises `Stopped`, or waits for the next alarm where the hook would drop it."""
-  caller: types.FrameType | None = frame
-  while caller:
-    if caller.f_code is _raise_again.__code__:
-      return
-    caller = caller.f_back
-  signal.setitimer(signal.ITIMER_REAL, 0)
-  raise Stopped(number)
-
-
 def _watch(reader: int) -> None:
+  """Waits for a signal, then for a second one or the deadline; ends the process."""
   number = os.read(reader, 1)[0]
   deadline = time.monotonic() + GRACE_SECONDS
   while select.select([reader], [], [], max(0, deadline - time.monotonic()))[0]:
+    # SIGALRM comes from `dropped_signals` and is no request of the user.
     if os.read(reader, 1)[0] != signal.SIGALRM:
       break
   if not _said.is_set():
-    say_stopped('ended at once; the same command again goes on')
+    say_stopped('ended at once; run the same command again to resume')
   os._exit(128 + number)

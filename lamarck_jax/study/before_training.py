@@ -12,7 +12,6 @@ import pathlib
 
 import numpy as np
 
-from lamarck_jax import net2net
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.run_directory import records
@@ -31,7 +30,7 @@ class AccuracyDrops:
     setting: Name of the setting.
     operator: As in `mutation.OPERATORS`; several where mutations piled up.
     preservable: Whether the children can compute exactly the parents' functions
-      (`net2net.is_exact`).
+      (`can_preserve_function`).
     drops: Validation accuracy of each parent less that of its child before training.
   """
 
@@ -66,11 +65,33 @@ def collect(root: pathlib.Path) -> list[AccuracyDrops]:
         continue
       parent = events[event['parent']]
       before, after = map(Genotype.from_json, (parent, event))
-      preservable = net2net.is_exact(before, after, channels)
+      preservable = can_preserve_function(before, after, channels)
       key = (path.parent.name, ' + '.join(event['mutation']), preservable)
       drop = parent['fitness'] - event['fitness_at_birth']
       found.setdefault(key, []).append(drop)
   return [AccuracyDrops(*key, tuple(drops)) for key, drops in sorted(found.items())]
+
+
+def can_preserve_function(parent: Genotype, child: Genotype, channels: int) -> bool:
+  """Returns whether a child can compute exactly what its parent does.
+
+  Args:
+    child: A mutant of the parent.
+    channels: Number of channels of the images.
+  """
+  removed = {block.lineage: block for block in parent.blocks}
+  inputs = 2 * channels  # A first block has to pass on both halves of the images.
+  for block in child.blocks:
+    old = removed.pop(block.lineage, None)
+    if old is None:
+      exact = block.filters >= inputs
+    else:
+      wider = block.filters >= old.filters and block.kernel_size >= old.kernel_size
+      exact = wider and block.stride == old.stride
+    if not exact:
+      return False
+    inputs = block.filters
+  return not removed
 
 
 def table(groups: Sequence[AccuracyDrops]) -> str:

@@ -83,7 +83,7 @@ def perform(task: Task) -> str | None:
       from lamarck_jax.report import html_page
       from lamarck_jax.runtime import process
 
-      process.prepare(task.config, task.xla_cache_dir)
+      process.configure(task.config, task.xla_cache_dir)
       search.run(task.config, task.workdir)
       html_page.write_if_possible(task.workdir)
     except UserError as error:

@@ -39,14 +39,16 @@ class BlockFunctions(NamedTuple):
   """What is compiled for a block; `module` is its Linen module.
 
   Attributes:
-    shapes: (module, inputs) -> shapes of params, batch_stats and opt_state.
+    shapes: (module, channels) -> the shapes of its variables.
+    init_optimizer: params -> opt_state.
     forward: (module, params, batch_stats, inputs) -> (outputs, pullback, batch_stats).
     backward: (pullback, gradient, params, opt_state, learning_rate) ->
       (gradient of the inputs or None, params, opt_state).
     infer: (module, params, batch_stats, inputs) -> outputs.
   """
 
-  shapes: Callable[..., tuple[Tree, Tree, Tree]]
+  shapes: Callable[..., Tree]
+  init_optimizer: Callable[..., Tree]
   forward: Callable[..., tuple[jax.Array, Callable[..., Any], Tree]]
   backward: Callable[..., tuple[Any, Tree, Tree]]
   infer: Callable[..., jax.Array]
@@ -56,13 +58,15 @@ class HeadFunctions(NamedTuple):
   """What is compiled for the classifier with the loss.
 
   Attributes:
-    shapes: (module, inputs) -> shapes of params and opt_state.
+    shapes: (module, channels) -> the shapes of its variables.
+    init_optimizer: params -> opt_state.
     train: (module, params, inputs, targets, opt_state, learning_rate, total) ->
       (gradient of the inputs, params, opt_state, step, total).
     infer: (module, params, inputs, targets, num_examples, total) -> (step, total).
   """
 
-  shapes: Callable[..., tuple[Tree, Tree]]
+  shapes: Callable[..., Tree]
+  init_optimizer: Callable[..., Tree]
   train: Callable[..., tuple[jax.Array, Tree, Tree, jax.Array, jax.Array]]
   infer: Callable[..., tuple[jax.Array, jax.Array]]
 
@@ -118,8 +122,11 @@ def compile_block(
   """
   mesh = _mesh(inputs)
   sharded, replicated = sharding.sharded(mesh), sharding.replicated(mesh)
+  variables = functions.shapes(module, _num_channels(inputs))
+  params, batch_stats = variables['params'], variables['batch_stats']
+  opt_state = jax.eval_shape(functions.init_optimizer, params)
   params, batch_stats, opt_state = _structs(
-    functions.shapes(module, inputs), replicated
+    (params, batch_stats, opt_state), replicated
   )
   options = compiler.quick_options(mesh.devices.flat[0].platform)
   with jax.set_mesh(mesh), concurrent.futures.ThreadPoolExecutor(1) as thread:
@@ -207,7 +214,9 @@ def compile_head(
   """
   mesh = _mesh(inputs)
   sharded, replicated = sharding.sharded(mesh), sharding.replicated(mesh)
-  params, opt_state = _structs(functions.shapes(module, inputs), replicated)
+  params = functions.shapes(module, _num_channels(inputs))['params']
+  opt_state = jax.eval_shape(functions.init_optimizer, params)
+  params, opt_state = _structs((params, opt_state), replicated)
   scalar, count = (_scalar(dtype, replicated) for dtype in (jnp.float32, jnp.int32))
   logits = jax.eval_shape(module.apply, {'params': params}, inputs)
   counts = jax.ShapeDtypeStruct(logits.shape[1:], jnp.int32, sharding=replicated)
@@ -221,6 +230,10 @@ def compile_head(
       functools.partial(functions.infer, module), out_shardings=replicated
     ).lower(params, inputs, targets, count, counts)
     return HeadPrograms(train.compile(), infer.compile())
+
+
+def _num_channels(inputs: Tree) -> int:
+  return jax.tree.leaves(inputs)[0].shape[-1]
 
 
 def _mesh(inputs: Tree) -> Mesh:

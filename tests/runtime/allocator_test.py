@@ -1,3 +1,5 @@
+"""Tests of `allocator`, in programs of their own: its settings are process-wide."""
+
 import platform
 import subprocess
 import sys
@@ -24,20 +26,18 @@ print(faults() - start)
 
 
 def page_faults(mode: str) -> int:
-  """Page faults when a block of 128 MiB is allocated for the fourth time."""
+  """Returns the page faults of the fourth allocation of 128 MiB."""
   process = subprocess.run(
     [sys.executable, '-c', PROGRAM, mode], capture_output=True, text=True, check=True
   )
   return int(process.stdout)
 
 
-glibc_only = pytest.mark.skipif(
-  platform.libc_ver()[0] != 'glibc', reason='the settings are of glibc'
-)
+glibc_only = pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='needs glibc')
 
 
 @glibc_only
-def test_memory_that_was_freed_is_used_again_without_page_faults():
+def test_freed_memory_is_reused_without_page_faults():
   assert page_faults('default') > 1000
   assert page_faults('keep') < 10
 
@@ -55,7 +55,7 @@ def resident_mb():
 blocks = [libc.malloc(ctypes.c_size_t(2**16)) for _ in range(2000)]
 for block in blocks:
   ctypes.memset(block, 1, 2**16)
-for block in blocks[:-1]:  # The last one keeps the others from the end of the heap.
+for block in blocks[:-1]:  # The last one prevents trimming from the heap's end.
   libc.free(block)
 full = resident_mb()
 assert allocator.release_freed_memory()
@@ -64,6 +64,6 @@ print(full - resident_mb())
 
 
 @glibc_only
-def test_freed_memory_is_given_back_from_between_blocks_in_use():
+def test_freed_memory_is_released_from_between_blocks_in_use():
   released = subprocess.check_output([sys.executable, '-c', RELEASE], text=True)
   assert 110 < float(released) < 140  # Of 125 MiB.

@@ -1,128 +1,13 @@
-"""Tests of `devices`: a batch that several devices share gives what one gives."""
+"""Tests of `devices`: how many cores, threads and GPUs there are."""
 
-import json
 import os
 import subprocess
-import sys
 
 import jax
 import pytest
 
 from lamarck_jax.runtime import devices
-
-# Trains and evaluates a network on two devices, and on one of them.
-_PROGRAM = """
-import json, sys
-import jax, numpy as np
-from lamarck_jax.runtime import compilation_cache, devices
-from lamarck_jax.data import datasets
-from lamarck_jax import model, training
-from lamarck_jax.genotype import Genotype
-
-devices.num_cores = lambda: 2
-devices.use_cores(64)
-compilation_cache.enable(sys.argv[1])
-rng = np.random.default_rng(0)
-
-def split(n):
-  labels = rng.integers(3, size=n).astype(np.int32)
-  images = rng.integers(0, 256, (n, 9, 9, 3)) // 2 + 60 * labels[:, None, None, None]
-  return datasets.Split(np.clip(images, 0, 255).astype(np.uint8), labels)
-
-dataset = datasets.Dataset('random', split(300), split(75), split(10), ('a', 'b', 'c'))
-shape = (16, 16, 3)
-share, single = devices.batch_mesh(64, shape), devices.batch_mesh(1, shape)
-result = {'devices': [share.size, single.size], 'runs': []}
-for network in ('16c5s2 8c1',):
-  genotype = Genotype.parse(network)
-  variables = model.init_variables(jax.random.key(1), genotype, 3, 3)
-  for mesh in (share, single):
-    devices.batch_mesh = lambda batch_size, image_shape: mesh
-    trainer = training.Trainer(dataset, batch_size=64)
-    losses = []
-    trained = trainer.train(
-      jax.random.key(2), genotype, variables, [1e-3] * 3,
-      on_epoch=lambda epoch, loss: losses.append(loss),
-    )
-    result['runs'].append({
-      'losses': losses,
-      'accuracy': trainer.accuracy(genotype, trained, 'validation'),
-      'leaves': [float(np.abs(leaf).sum()) for leaf in jax.tree.leaves(trained)],
-    })
-print(json.dumps(result))
-"""
-
-
-def test_devices_that_share_a_batch_train_as_one_does(shared_compilation_cache):
-  process = subprocess.run(
-    [sys.executable, '-c', _PROGRAM, str(shared_compilation_cache)],
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert process.returncode == 0, process.stderr[-3000:]
-  result = json.loads(process.stdout)
-  assert result['devices'] == [2, 1]
-  runs = result['runs']
-  assert len(runs) == 2
-  for shared, single in zip(runs[::2], runs[1::2]):
-    assert len(shared['losses']) == 3
-    assert shared['losses'] == pytest.approx(single['losses'], rel=1e-3)
-    assert shared['leaves'] == pytest.approx(single['leaves'], rel=2e-3, abs=1e-3)
-    assert shared['accuracy'] == pytest.approx(single['accuracy'], abs=0.05)
-
-
-def test_devices_that_wait_for_one_another_leave_each_a_thread():
-  """More programs than the CPU's client takes at once used to end in a deadlock."""
-  program = """
-import jax, numpy as np
-from lamarck_jax.data import datasets
-from lamarck_jax.runtime import devices
-from lamarck_jax import model, training
-from lamarck_jax.genotype import Genotype
-
-devices.num_cores = lambda: 4
-devices.use_cores(64)
-
-def split(n):
-  return datasets.Split(np.zeros((n, 16, 16, 1), np.uint8), np.zeros(n, np.int32))
-
-dataset = datasets.Dataset('black', split(640), split(64), split(1), ('a', 'b'))
-trainer = training.Trainer(dataset, batch_size=64)
-genotype = Genotype.parse('8c1s2' + 40 * ' 8c1')
-variables = model.init_variables(jax.random.key(0), genotype, 1, 2)
-for _ in range(3):
-  trainer.train(jax.random.key(0), genotype, variables, [1e-3] * 3)
-  assert trainer.accuracy(genotype, variables, 'train') == 1
-print(devices.batch_mesh(64, (16, 16, 1)).size)
-"""
-  process = subprocess.run(
-    [sys.executable, '-c', program],
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-    timeout=200,
-  )
-  assert process.returncode == 0, process.stderr[-3000:]
-  assert process.stdout.split() == ['4']
-
-
-def test_a_mesh_has_equal_and_sufficient_shares(monkeypatch):
-  fake = [jax.local_devices()[0]] * 16
-  monkeypatch.setattr(jax, 'local_devices', lambda: fake)
-  sizes = {}
-
-  def make_mesh(shape, *args, devices):
-    assert len(devices) == shape[0]
-    return shape[0]
-
-  monkeypatch.setattr(jax, 'make_mesh', make_mesh)
-  for batch_size in (2, 32, 33, 64, 96, 512):
-    sizes[batch_size] = devices.batch_mesh(batch_size, (16, 16, 3))
-  assert sizes == {2: 1, 32: 2, 33: 1, 64: 4, 96: 6, 512: 16}
-  assert devices.batch_mesh(64, (8, 8, 1)) == 1
-  assert devices.batch_mesh(32, (64, 48, 1)) == 2
+from tests.conftest import run_program
 
 
 @pytest.mark.parametrize(
@@ -130,7 +15,7 @@ def test_a_mesh_has_equal_and_sufficient_shares(monkeypatch):
   [
     (64, None, [], 3, '3'),
     (96, 16, [], 3, '3'),
-    (125, 32, [], 3, '3'),  # Which three devices cannot share, but threads can.
+    (125, 32, [], 3, '3'),  # Three devices cannot share it equally, but threads can.
     (32, 8, [], 1, '1'),
     (32, 8, ['0'], 3, '3'),
   ],
@@ -143,7 +28,7 @@ def test_small_batches_get_a_single_thread(
   monkeypatch.setenv('PJRT_NPROC', 'unset')
   updates = {'jax_num_cpu_devices': 1}
   monkeypatch.setattr(jax.config, 'update', updates.__setitem__)
-  devices.use_cores(batch_size, image_size)
+  devices.configure_cpu_devices(batch_size, image_size)
   assert updates == {'jax_num_cpu_devices': num_devices}
   assert os.environ['PJRT_NPROC'] == num_threads
 
@@ -179,26 +64,26 @@ def test_gpus_are_those_that_jax_would_use(monkeypatch, plugins, environment, ex
   assert devices.available_gpus() == expected
 
 
-def test_a_process_that_has_its_devices_keeps_them():
+def test_a_process_keeps_the_devices_that_jax_has_initialised():
   program = """
 import jax
 from lamarck_jax.runtime import devices
-devices.num_cores = lambda: 3
-devices.use_cores(32, 8)
+from lamarck_jax.xla import sharding
+devices.configure_cpu_devices(32, 8)
 first = jax.local_device_count()
-devices.use_cores(512, 32)
-print(first, jax.local_device_count(), devices.batch_mesh(512, (32, 32, 3)).size)
+devices.configure_cpu_devices(512, 32)
+print(first, jax.local_device_count(), sharding.batch_mesh(512, (32, 32, 3)).size)
 """
-  output = subprocess.check_output(
-    [sys.executable, '-c', program], env={**os.environ, 'JAX_PLATFORMS': 'cpu'}
-  )
-  assert output.split() == [b'1', b'1', b'1']
+  assert run_program(program).split() == ['1', '1', '1']
 
 
-def test_cores_are_those_of_this_process_and_no_more_than_pjrt_nproc():
-  program = 'from lamarck_jax import devices; print(devices.num_cores())'
-  for given, expected in (('1', 1), ('1000', len(devices.available_cores()))):
-    output = subprocess.check_output(
-      [sys.executable, '-c', program], env={**os.environ, 'PJRT_NPROC': given}
-    )
-    assert int(output) == expected
+def test_the_cores_are_those_of_this_process_and_at_most_pjrt_nproc():
+  program = """
+from lamarck_jax.runtime import devices
+print(devices.num_cores())
+devices.configure_cpu_devices(32, 8)  # Sets PJRT_NPROC, which is about threads alone.
+print(devices.num_cores())
+"""
+  available = len(devices.available_cores())
+  assert run_program(program, PJRT_NPROC='1').split() == ['1', '1']
+  assert run_program(program, PJRT_NPROC='1000').split() == [str(available)] * 2

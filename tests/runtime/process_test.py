@@ -1,4 +1,4 @@
-"""Tests of `process`: what a search sets before JAX looks at the machine."""
+"""Tests of `process`: the settings that a search applies before JAX initialises."""
 
 import pytest
 
@@ -8,11 +8,11 @@ from lamarck_jax.runtime import allocator, compilation_cache, devices, process
 
 @pytest.fixture
 def calls(monkeypatch):
-  """What is set, in order, with nothing being set."""
+  """The settings that would be applied, in order; none is."""
   made = []
   for module, name in (
     (allocator, 'keep_freed_memory'),
-    (devices, 'use_cores'),
+    (devices, 'configure_cpu_devices'),
     (compilation_cache, 'enable'),
   ):
     monkeypatch.setattr(
@@ -21,31 +21,29 @@ def calls(monkeypatch):
   return made
 
 
-def test_the_size_of_images_decides_on_memory_and_cores(calls, tiny_config):
-  tiny_config.dataset.name = 'npz:images.npz'  # Of a size that is not known yet.
-  process.prepare(tiny_config, 'cache')
+def test_memory_and_devices_depend_on_the_size_of_the_images(calls, tiny_config):
+  tiny_config.dataset.name = 'npz:images.npz'  # Its size is not known yet.
+  process.configure(tiny_config, 'cache')
   tiny_config.dataset.image_size = 16
-  process.prepare(tiny_config, 'cache')
+  process.configure(tiny_config, 'cache')
   tiny_config.dataset.image_size = None
-  tiny_config.dataset.name = 'digits'  # Of 8x8 pixels.
-  process.prepare(tiny_config, 'cache')
+  tiny_config.dataset.name = 'digits'  # 8x8 pixels.
+  process.configure(tiny_config, 'cache')
   assert calls == [
     ('keep_freed_memory', None),
-    ('use_cores', 32, None),
+    ('configure_cpu_devices', 32, None),
     ('enable', 'cache'),
     ('keep_freed_memory', 32 * 16 * 16 * 8 * 4),
-    ('use_cores', 32, 16),
+    ('configure_cpu_devices', 32, 16),
     ('enable', 'cache'),
     ('keep_freed_memory', 32 * 8 * 8 * 8 * 4),
-    ('use_cores', 32, 8),
+    ('configure_cpu_devices', 32, 8),
     ('enable', 'cache'),
   ]
 
 
-def test_an_impossible_configuration_is_refused_before_anything_is_set(
-  calls, tiny_config
-):
+def test_an_invalid_configuration_is_refused_before_anything_is_set(calls, tiny_config):
   tiny_config.search_space.filters = ()
   with pytest.raises(UserError, match='filters'):
-    process.prepare(tiny_config, None)
+    process.configure(tiny_config)
   assert calls == []

@@ -1,4 +1,4 @@
-"""Signals end a program in order, wherever they find it."""
+"""Tests of `signals` and `dropped_signals`, in programs of their own."""
 
 import subprocess
 import sys
@@ -8,8 +8,9 @@ import pytest
 
 
 def run(body: str) -> subprocess.CompletedProcess:
-  """Runs a program that installs the handlers and tells how it was stopped."""
-  program = 'import gc, os, signal, time\nfrom lamarck_jax import signals\n'
+  """Runs a program that installs the handlers and exits with the signal's status."""
+  program = 'import gc, os, signal, time\n'
+  program += 'from lamarck_jax.runtime import dropped_signals, signals\n'
   program += 'signals.install()\ntry:\n' + textwrap.indent(body, '  ')
   program += '\n  time.sleep(30)\nexcept signals.Stopped as stopped:\n'
   program += '  raise SystemExit(stopped.status)\n'
@@ -44,13 +45,13 @@ Finalized()
 
 @pytest.mark.parametrize('retry_seconds', [0.01, 1e-6])
 @pytest.mark.parametrize('body', [_DURING_GARBAGE_COLLECTION, _DURING_A_FINALIZER])
-def test_a_signal_where_python_drops_exceptions_is_not_lost(body, retry_seconds):
-  """The shortest time is over before the hook that set it has returned."""
-  result = run(f'signals.RETRY_SECONDS = {retry_seconds}{body}')
+def test_a_signal_is_not_lost_where_python_drops_exceptions(body, retry_seconds):
+  """The shortest time has passed before the hook that starts the timer returns."""
+  result = run(f'dropped_signals.RETRY_SECONDS = {retry_seconds}{body}')
   assert (result.returncode, result.stderr) == (143, '')
 
 
-def test_other_exceptions_of_finalizers_are_shown_as_ever():
+def test_other_exceptions_in_finalizers_are_still_shown():
   result = run(
     'class Finalized:\n'
     '  def __del__(self):\n'

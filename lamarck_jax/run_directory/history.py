@@ -1,14 +1,15 @@
-"""Where a search stands, from what its directory holds."""
+"""What the events of a search lead to: its state, and at the end its result."""
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 import functools
 from typing import Any, Protocol, Self, TypeVar
 
 from absl import logging
 
-from lamarck_jax.errors import DamagedError
+from lamarck_jax.errors import DamagedError, UserError
+from lamarck_jax.evolution import Individual
 from lamarck_jax.genotype import Genotype
-from lamarck_jax.run_directory import records
+from lamarck_jax.run_directory import records, weights
 
 
 class State(Protocol):
@@ -32,7 +33,7 @@ S = TypeVar('S', bound=State)
 def restore(
   directory: records.RunDirectory,
   initial: S,
-  check: Callable[[Genotype, Mapping[str, Any]], None],
+  shapes: Callable[[Genotype], Mapping[str, Any]],
 ) -> tuple[S, dict[int, Mapping[str, Any]]]:
   """Reads how far a search has come, and removes weights that are not needed any more.
 
@@ -42,7 +43,7 @@ def restore(
   Args:
     directory: The run directory.
     initial: The state before the first event.
-    check: Raises ValueError if variables are not those of a genotype.
+    shapes: Returns the shapes of a genotype's variables.
 
   Returns:
     The state, and the variables of the individuals that can have children, by
@@ -57,7 +58,7 @@ def restore(
   @functools.cache
   def read(number: int) -> Mapping[str, Any]:
     variables = directory.read_weights(number)
-    check(Genotype.from_json(events[number]), variables)
+    weights.check(variables, shapes(Genotype.from_json(events[number])))
     return variables
 
   damage = ''
@@ -77,3 +78,37 @@ def restore(
   if count:
     logging.info('going on after %d evaluations in %s', count, directory.path)
   return state, {number: needed[number] for number in state.living}
+
+
+def result(
+  events: Sequence[Mapping[str, Any]],
+  best: Individual | None,
+  checkpoints: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+  """Returns the content of `result.json`.
+
+  Args:
+    events: All events of the search.
+    best: The best individual.
+    checkpoints: Outcomes of the completed checkpoints.
+
+  Raises:
+    UserError: If no network could be evaluated.
+  """
+  if best is None:
+    raise UserError(
+      f'search: got {len(events)} networks that could not be evaluated, want one that'
+      f' can; the last: {events[-1]["failure"]}'
+    )
+  return {
+    'best': {
+      'evaluation': best.evaluation,
+      **best.genotype.to_json(),
+      'fitness': best.fitness,
+    },
+    'num_evaluations': len(events),
+    'epochs_used': events[-1]['epochs_used'],
+    'flops': sum(event['flops'] for event in events),
+    'seconds': round(sum(event['seconds']['total'] for event in events), 3),
+    'checkpoints': list(checkpoints),
+  }
