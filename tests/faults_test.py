@@ -53,7 +53,7 @@ def test_a_candidate_above_a_limit_is_recorded_and_is_no_parent(
 
 def test_a_candidate_that_takes_too_long_is_recorded(tiny_config, tmp_path):
   tiny_config.max_seconds_per_evaluation = 1e-9
-  with pytest.raises(UserError, match='none of 8 networks could be evaluated'):
+  with pytest.raises(UserError, match='got 8 networks that could not be evaluated'):
     search.run(tiny_config, tmp_path)
   events = read_events(tmp_path)
   assert len(events) == 8

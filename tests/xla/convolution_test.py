@@ -1,6 +1,5 @@
 """The CPU's convolution against float64, and the plain form against it."""
 
-import functools
 import itertools
 
 import jax
@@ -22,33 +21,34 @@ _CASES = [
 ]
 
 
-def conv_and_gradients(x, kernel, dy, stride):
-  geometry = Geometry.same(x, kernel, stride)
-  y, mean, var = jax.jit(functools.partial(convolution.with_moments, geometry))(
-    x, kernel
-  )
-  gradients = jax.jit(functools.partial(convolution.gradients, geometry))
-  return (y, *gradients(x, kernel, dy)), (mean, var)
+def conv_and_gradients(geometry, x, kernel, dy):
+  @jax.jit
+  def run(x, kernel, dy):
+    y, mean, var = convolution.with_moments(geometry, x, kernel)
+    return (y, *convolution.gradients(geometry, x, kernel, dy)), (mean, var)
+
+  return run(x, kernel, dy)
 
 
 @pytest.mark.parametrize('case', _CASES, ids=str)
 def test_convolution_its_moments_and_its_gradients_match_float64(case):
   x, kernel, dy = make_arrays(*case)
-  actual, moments = conv_and_gradients(x, kernel, dy, case[-1])
+  geometry = Geometry.same(x, kernel, case[-1])
+  actual, moments = conv_and_gradients(geometry, x, kernel, dy)
   desired = float64_conv_and_gradients(x, kernel, dy, case[-1])
   assert_close(actual, desired)
   y = desired[0]
   assert_close(moments, (y.mean((0, 1, 2)), y.var((0, 1, 2))), tolerance=5e-6)
 
 
-@pytest.mark.parametrize('images', [1, 4, 7, 9])
+@pytest.mark.parametrize('images', [4, 9])
 @pytest.mark.parametrize('channels, kernel_size, stride', [(3, 5, 1), (17, 3, 2)])
 def test_chunks_that_do_not_divide_the_batch_change_nothing(
   images, channels, kernel_size, stride
 ):
   # Two or four images' columns fill a chunk.
   x, kernel, dy = make_arrays(images, 64, 60, channels, kernel_size, stride)
-  actual, _ = conv_and_gradients(x, kernel, dy, stride)
+  actual, _ = conv_and_gradients(Geometry.same(x, kernel, stride), x, kernel, dy)
   desired = float64_conv_and_gradients(x, kernel, dy, stride)
   assert_close(actual, desired, tolerance=5e-6)
 
@@ -59,22 +59,26 @@ def test_other_padding_means_what_it_means_in_lax(pads, stride):
   x, kernel, _ = make_arrays(2, 9, 9, 4, 3, 1)
   geometry = Geometry((stride, stride), pads)
 
+  @jax.jit
   def plain(x, kernel):
-    return jax.lax.conv_general_dilated(
-      x, kernel, *geometry, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-    )
+    def conv(x, kernel):
+      return jax.lax.conv_general_dilated(
+        x, kernel, *geometry, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+      )
 
-  desired, pullback = jax.vjp(plain, x, kernel)
-  actual, _, _ = convolution.with_moments(geometry, x, kernel)
-  assert_close([actual], [desired])
-  gradients = convolution.gradients(geometry, x, kernel, desired)
-  assert_close(gradients, pullback(desired), tolerance=5e-6)
+    y, pullback = jax.vjp(conv, x, kernel)
+    return y, *pullback(y)
+
+  desired = plain(x, kernel)
+  actual, _ = conv_and_gradients(geometry, x, kernel, desired[0])
+  assert_close(actual, desired, tolerance=5e-6)
 
 
 def test_bfloat16_stays_bfloat16_with_float32_moments():
   x, kernel, dy = (
     jnp.asarray(array, jnp.bfloat16) for array in make_arrays(2, 8, 8, 3, 3, 1)
   )
-  (y, dx, dkernel), moments = conv_and_gradients(x, kernel, dy, 1)
+  geometry = Geometry.same(x, kernel, 1)
+  (y, dx, dkernel), moments = conv_and_gradients(geometry, x, kernel, dy)
   assert {array.dtype for array in (y, dx, dkernel)} == {jnp.dtype('bfloat16')}
   assert {array.dtype for array in moments} == {np.dtype('float32')}

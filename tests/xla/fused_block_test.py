@@ -42,7 +42,7 @@ def run_network(block_class, genotype, variables, images, labels):
   return run(variables['params'], images)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(
   seed=st.integers(0, 10**6),
   num_mutations=st.integers(0, 7),
@@ -140,7 +140,8 @@ def test_the_variance_is_exact_where_the_mean_is_large():
   x = (1000 + rng.normal(size=(70, 8, 8, 3))).astype(np.float32)
   kernel = np.eye(3, dtype=np.float32)[None, None]
   ones, zeros = np.ones(3, np.float32), np.zeros(3, np.float32)
-  _, mean, var = fused_block.conv_batch_norm_relu(x, kernel, zeros, ones, zeros, 1)
+  block = jax.jit(fused_block.conv_batch_norm_relu, static_argnums=5)
+  _, mean, var = block(x, kernel, zeros, ones, zeros, 1)
   np.testing.assert_allclose(mean, x.mean((0, 1, 2), np.float64), rtol=1e-6)
   np.testing.assert_allclose(var, x.var((0, 1, 2), np.float64), rtol=1e-4)
 
@@ -153,4 +154,4 @@ def test_the_convolutions_bias_has_exactly_no_gradient_through_the_output():
     y, _, _ = fused_block.conv_batch_norm_relu(x, kernel, conv_bias, ones, ones, 1)
     return jnp.sum(y * dy)
 
-  np.testing.assert_array_equal(jax.grad(loss)(ones), 0)
+  np.testing.assert_array_equal(jax.jit(jax.grad(loss))(ones), 0)
