@@ -70,7 +70,7 @@ def compile_whole(line: list[Any]) -> list[float]:
   from lamarck_jax import model
   from lamarck_jax.xla import compiler
 
-  options = compiler.quick_options(jax.default_backend())
+  options = compiler.block_options(jax.default_backend())
   optimizer = optax.adam(1e-3)
   images = jax.ShapeDtypeStruct((BATCH_SIZE, *IMAGE_SHAPE), jnp.float32)
   labels = jax.ShapeDtypeStruct((BATCH_SIZE,), jnp.int32)

@@ -128,7 +128,7 @@ def compile_block(
   params, batch_stats, opt_state = _structs(
     (params, batch_stats, opt_state), replicated
   )
-  options = compiler.quick_options(mesh.devices.flat[0].platform)
+  options = compiler.block_options(mesh.devices.flat[0].platform)
   with jax.set_mesh(mesh), concurrent.futures.ThreadPoolExecutor(1) as thread:
     forward = jax.jit(
       functools.partial(_forward_sharded, functions.forward, module, sharded),
@@ -229,7 +229,8 @@ def compile_head(
     infer = jax.jit(
       functools.partial(functions.infer, module), out_shardings=replicated
     ).lower(params, inputs, targets, count, counts)
-    return HeadPrograms(train.compile(), infer.compile())
+    options = compiler.options(mesh.devices.flat[0].platform)
+    return HeadPrograms(train.compile(options), infer.compile(options))
 
 
 def _num_channels(inputs: Tree) -> int:

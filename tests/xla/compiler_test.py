@@ -6,18 +6,21 @@ import pytest
 from lamarck_jax.xla import compiler
 
 
-def test_this_xla_knows_options_to_compile_quickly():
-  assert compiler.quick_options('cpu') is not None
+def test_this_xla_knows_options_to_compile_blocks_quickly():
+  assert compiler.block_options('cpu') is not None
 
 
-def test_only_the_cpu_has_options_to_compile_quickly():
-  assert compiler.quick_options('gpu') is None
+def test_no_program_on_a_gpu_is_timed_on_it():
+  for options in (compiler.options('gpu'), compiler.block_options('gpu')):
+    assert options is not None
+    assert options['xla_gpu_exclude_nondeterministic_ops'] is True
+  assert compiler.options('cpu') is None
 
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason="the options are the CPU's")
 def test_a_program_compiled_with_them_computes_the_same():
   lowered = jax.jit(lambda x: x * 2 + 1).lower(3.0)
-  assert float(lowered.compile(compiler.quick_options('cpu'))(3.0)) == 7
+  assert float(lowered.compile(compiler.block_options('cpu'))(3.0)) == 7
 
 
 @pytest.mark.parametrize(
