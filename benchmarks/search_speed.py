@@ -7,9 +7,9 @@ Three searches, one after another, each a process timed from its start to its en
   warm    the same search again, with the cache of the first
   second  another seed with that cache, as the next run of a study would find it
 Beside each of them `benchmarks/torch_replay.py` trains the same networks: the same
-data, the same number of steps, its parent's weights. The two take turns, network by
-network: a machine that is slower for some minutes is slower for both. While it is not
-its turn the search is stopped, all of its threads, and so is its clock.
+data, the same number of steps, its parent's weights. The two are interleaved, network by
+network: a machine that is slower for some minutes is slower for both. While PyTorch
+trains, the search is stopped, all of its threads, and so is its clock.
 
 Completion is left out. The ratio is PyTorch's time to ours, above 1 we are faster.
 `--searches=cold` runs the first alone; `--rounds=3` runs all of them three times.
@@ -77,7 +77,7 @@ class TorchReplay:
 
 
 def measure(command: list[str], workdir: str, with_torch: bool) -> dict[str, Any]:
-  """Runs a search that stops after every event, and PyTorch in turns with it."""
+  """Runs a search that stops after every event, interleaved with PyTorch."""
   events = pathlib.Path(workdir, 'events.jsonl')
   replay, stopped = None, 0.0
   start = time.perf_counter()

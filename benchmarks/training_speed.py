@@ -4,7 +4,7 @@
   python -m benchmarks.training_speed --steps_per_epoch=88 --dtype=bfloat16  # On a GPU.
 
 For three networks at 32x32x3 and batch 512: forward, backward and Adam's update of
-`lamarck_jax.training`, and of PyTorch (channels_last, all cores), in turns within one
+`lamarck_jax.training`, and of PyTorch (channels_last, all cores), interleaved in one
 run. Each has a process of its own that stays alive, so that neither one's threads or
 memory disturb the other. A round times several steps of each and takes their mean. The
 figure is the ratio of PyTorch's time to ours, round by round: above 1, we are faster.

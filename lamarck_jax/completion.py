@@ -15,7 +15,7 @@ from lamarck_jax.run_directory.progress import CompletionProgress
 from lamarck_jax.training import Trainer, TrainingState
 
 # The share of the time that saving may take.
-_SAVING_SHARE = 0.05
+SAVING_SHARE = 0.05
 
 
 def schedule(config: config_dict.ConfigDict) -> list[float]:
@@ -68,7 +68,7 @@ def complete(
       state, _ = trainer.train_epoch(key, genotype, state, epoch, rate)
       progress.epoch()
       now = time.monotonic()
-      if save_seconds <= _SAVING_SHARE * (now - last_save):
+      if save_seconds <= SAVING_SHARE * (now - last_save):
         content = training_state.to_arrays(state, epoch + 1)
         directory.write_completing(individual.evaluation, content)
         last_save = time.monotonic()

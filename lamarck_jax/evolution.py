@@ -115,7 +115,7 @@ def init(
 
 
 def ask(key: jax.Array, state: EvolutionState) -> Genotype:
-  """Returns the next genotype to evaluate, with a key used for this call alone.
+  """Returns the next genotype to evaluate, from a key that is not reused.
 
   It is an initial network until one could be evaluated, then a mutant of `state.parent`
   that has not been evaluated before.
@@ -128,7 +128,7 @@ def ask(key: jax.Array, state: EvolutionState) -> Genotype:
 def tell(
   key: jax.Array, state: EvolutionState, child: Genotype, fitness: float | None
 ) -> EvolutionState:
-  """Returns the state after an evaluation, with a key used for this call alone.
+  """Returns the state after an evaluation, from a key that is not reused.
 
   Args:
     state: The state that `ask` was called with.
@@ -142,15 +142,12 @@ def tell(
     individual = Individual(child, fitness, state.num_evaluations)
   # Strictly: an equally fit child does not replace its parent.
   better = individual and (parent is None or individual.fitness > parent.fitness)
+  follows = genotype_lib.generator(key).random() < state.niching_rate
 
   if better:
     parent = individual
   if niche is None:
-    if (
-      individual
-      and not better
-      and genotype_lib.generator(key).random() < state.niching_rate
-    ):
+    if individual and not better and follows:
       assert parent is not None  # Otherwise the child is better.
       niche = Niche(origin=parent, iterations_left=state.niching_iterations)
       parent = individual

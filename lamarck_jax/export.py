@@ -1,10 +1,10 @@
-"""Takes the best network of a search home, to be used without this package's training.
+"""Exports the network of a search, to be used without this package.
 
   python -m lamarck_jax.export WORKDIR --out=DIR [--onnx]
 
 The folder has the network as a program (`jax.export`, StableHLO, for any batch size, on
-CPU, GPU and TPU) and with `--onnx` as ONNX, its weights (safetensors), and what they
-mean (JSON):
+CPU, GPU and TPU) and with `--onnx` as ONNX, its weights (safetensors), and a description
+(JSON):
 
   network = lamarck_jax.load('DIR')
   probabilities = network(images)  # uint8 [batch, height, width, channels]
@@ -33,7 +33,7 @@ from lamarck_jax.data import datasets, decoding
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
-from lamarck_jax.run_directory import records, weights
+from lamarck_jax.run_directory import durable, records, weights
 from lamarck_jax.runtime import command_line
 
 FORMAT_VERSION = 1
@@ -153,8 +153,9 @@ def export(
     The network.
 
   Raises:
-    UserError: If the search is not finished, the folder cannot be written, or jax2onnx
+    UserError: If the search is not finished, the folder cannot be made, or jax2onnx
       is not installed.
+    StorageError: If a file cannot be written.
   """
   network, variables = _load_run(pathlib.Path(workdir))
   (batch,) = jax.export.symbolic_shape('batch')
@@ -175,17 +176,17 @@ def export(
   out = pathlib.Path(out)
   try:
     out.mkdir(parents=True, exist_ok=True)
-    (out / _PROGRAM).write_bytes(program.serialize())
-    (out / _WEIGHTS).write_bytes(safetensors.numpy.save(leaves))
-    if onnx_model is None:
-      (out / _ONNX).unlink(missing_ok=True)  # Of another network, perhaps.
-    else:
-      (out / _ONNX).write_bytes(onnx_model)
-    (out / 'README.md').write_text(_readme(network, onnx))
-    # Last, since it makes the folder one that `load` takes.
-    (out / _DESCRIPTION).write_text(json.dumps(description, indent=2) + '\n')
   except OSError as error:
     raise UserError(f'out: {out}: {error.strerror}') from error
+  durable.write(out / _PROGRAM, program.serialize())
+  durable.write(out / _WEIGHTS, safetensors.numpy.save(leaves))
+  if onnx_model is None:
+    (out / _ONNX).unlink(missing_ok=True)  # Of another network, perhaps.
+  else:
+    durable.write(out / _ONNX, onnx_model)
+  durable.write(out / 'README.md', _readme(network, onnx).encode())
+  # Last, since it makes the folder one that `load` takes.
+  durable.write_json(out / _DESCRIPTION, description)
   return network
 
 
@@ -193,15 +194,15 @@ def _load_run(path: pathlib.Path) -> tuple[Network, dict[str, Any]]:
   """Returns the network of a run directory, and its variables."""
   if not (path / 'config.json').exists():
     raise UserError(
-      f'path: {path} has neither {_DESCRIPTION} nor config.json: want what was'
-      ' exported, or a run directory'
+      f'path: got {path} with neither {_DESCRIPTION} nor config.json, want an'
+      ' exported network or a run directory'
     )
   config = config_dict.ConfigDict(records.read_config(path))
   result = records.read_result(path)
   if result is None:
     raise UserError(
-      f'workdir: {path} has no result.json: its search is not finished; its command'
-      ' again goes on with it'
+      f'workdir: got {path} without result.json, want a finished search: run its'
+      ' command again to resume it'
     )
   directory = records.RunDirectory(path, config.to_dict())
   if result['checkpoints']:

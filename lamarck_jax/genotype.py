@@ -68,9 +68,7 @@ class Genotype:
       isinstance(block, Block) for block in self.blocks
     ):
       return  # JAX rebuilds pytrees with placeholders in place of children.
-    next_lineage = max(
-      [self.next_lineage, *(block.lineage + 1 for block in self.blocks)]
-    )
+    next_lineage = max([self.next_lineage, *(b.lineage + 1 for b in self.blocks)])
     blocks = {}
     for block in self.blocks:
       if block.lineage == _UNNUMBERED or block.lineage in blocks:
@@ -105,11 +103,9 @@ class Genotype:
     return cls(tuple(blocks))
 
   def to_json(self) -> dict[str, Any]:
-    """Returns the fields in which JSON files hold a genotype.
+    """Returns the fields of JSON files that hold a genotype.
 
-    Returns:
-      `genotype`: [filters, kernel size, stride] of every block; `lineages`: their
-      lineages; `next_lineage`.
+    `genotype` is [filters, kernel size, stride] of every block.
     """
     return {
       'genotype': [[b.filters, b.kernel_size, b.stride] for b in self.blocks],
@@ -131,10 +127,7 @@ class Genotype:
       )
     ]
     next_lineage = fields['next_lineage']
-    integers = [
-      next_lineage,
-      *(value for block in blocks for value in vars(block).values()),
-    ]
+    integers = [next_lineage, *(n for block in blocks for n in vars(block).values())]
     # The exact type: JSON's true is an instance of int, and 3.0 equals 3.
     if not blocks or not all(type(value) is int for value in integers):
       raise ValueError(
@@ -184,11 +177,7 @@ def generator(key: jax.Array) -> np.random.Generator:
 
 def random_block(rng: np.random.Generator, space: SearchSpace) -> Block:
   """Returns a block of stride one with uniformly drawn filters and kernel size."""
-  return Block(
-    filters=int(rng.choice(space.filters)),
-    kernel_size=int(rng.choice(space.kernel_sizes)),
-    stride=1,
-  )
+  return Block(int(rng.choice(space.filters)), int(rng.choice(space.kernel_sizes)))
 
 
 def random_genotype(key: jax.Array, space: SearchSpace) -> Genotype:

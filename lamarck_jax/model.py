@@ -69,11 +69,7 @@ class ConvBlock(nn.Module):
 
 
 class Classifier(nn.Module):
-  """Global average pooling and a dense layer; the softmax is in the loss.
-
-  Attributes:
-    num_classes: Number of classes.
-  """
+  """Global average pooling and a dense layer; the softmax is in the loss."""
 
   num_classes: int
 
@@ -132,10 +128,7 @@ def variable_shapes(
 ) -> dict[str, dict[str, Any]]:
   """Returns the tree that `ConvNet.init` returns, of `jax.ShapeDtypeStruct` leaves.
 
-  Args:
-    genotype: The architecture.
-    channels: Number of channels of the images.
-    num_classes: Number of classes.
+  The images have `channels` channels.
   """
   params, batch_stats = {}, {}
   for block in genotype.blocks:
@@ -178,9 +171,8 @@ def fresh_leaf(
   BatchNorm scales and running variances one.
 
   Args:
-    key: A JAX random key for the whole tree; every path draws its own numbers.
+    key: For the whole tree; every path draws its own numbers.
     path: The leaf's path, e.g. `('params', 'block_0', 'conv', 'kernel')`.
-    shape: The leaf's shape.
   """
   # The modules' own `init` draws from the same distribution. But a child has new shapes
   # nearly every time, and JAX would compile a program for each.
@@ -197,16 +189,9 @@ def fresh_leaf(
 def init_variables(
   key: jax.Array, genotype: Genotype, channels: int, num_classes: int
 ) -> dict[str, Any]:
-  """Returns freshly initialised variables of a network.
+  """Returns initial variables of a network for images of a number of channels.
 
-  Args:
-    key: A JAX random key.
-    genotype: The architecture.
-    channels: Number of channels of the images.
-    num_classes: Number of classes.
-
-  Returns:
-    Collections `params` and `batch_stats` as `ConvNet.init` returns them, float32.
+  They are collections `params` and `batch_stats` as `ConvNet.init` returns them, float32.
   """
   shapes = traverse_util.flatten_dict(variable_shapes(genotype, channels, num_classes))
   return traverse_util.unflatten_dict(

@@ -1,8 +1,10 @@
 """The mutation operator and its six parts, as pure functions (Section 3.2).
 
-Each operator is a function `(key, genotype, space) -> child` and an entry of
-`OPERATORS`. All choices are uniform over the sets F, K and S of the search space. A
-draw from K or S may return the present value; `mutate` rejects the unchanged network.
+An operator is a function `(key, genotype, space) -> child` with an entry in `OPERATORS`
+and a name in `describe`. It stays within the space, keeps the order and the lineages of the blocks that stay,
+by which children find their parent's weights, and raises `NotApplicable` where it cannot
+apply. All choices are uniform over the sets F, K and S of the search space. A draw from
+K or S may return the present value; `mutate` rejects the unchanged network.
 """
 
 from collections.abc import Callable, Collection
@@ -36,11 +38,7 @@ def add_block(key: jax.Array, genotype: Genotype, space: SearchSpace) -> Genotyp
 
 
 def remove_block(key: jax.Array, genotype: Genotype, space: SearchSpace) -> Genotype:
-  """Removes a random block.
-
-  Raises:
-    NotApplicable: If there is a single block.
-  """
+  """Removes a random block; not applicable to a single one."""
   del space
   if len(genotype) == 1:
     raise NotApplicable('remove_block: a network keeps at least one block')
@@ -52,11 +50,7 @@ def remove_block(key: jax.Array, genotype: Genotype, space: SearchSpace) -> Geno
 
 
 def add_filters(key: jax.Array, genotype: Genotype, space: SearchSpace) -> Genotype:
-  """Sets the filter count of a random block to the next greater one in F.
-
-  Raises:
-    NotApplicable: If the drawn block already has the greatest filter count.
-  """
+  """Sets a random block's filter count to the next greater one in F, if there is."""
   position, block = _random_block(key, genotype)
   greater = [filters for filters in space.filters if filters > block.filters]
   if not greater:
@@ -65,11 +59,7 @@ def add_filters(key: jax.Array, genotype: Genotype, space: SearchSpace) -> Genot
 
 
 def remove_filters(key: jax.Array, genotype: Genotype, space: SearchSpace) -> Genotype:
-  """Sets the filter count of a random block to the next lower one in F.
-
-  Raises:
-    NotApplicable: If the drawn block already has the lowest filter count.
-  """
+  """Sets a random block's filter count to the next lower one in F, if there is."""
   position, block = _random_block(key, genotype)
   lower = [filters for filters in space.filters if filters < block.filters]
   if not lower:
@@ -88,11 +78,7 @@ def change_kernel_size(
 
 
 def change_stride(key: jax.Array, genotype: Genotype, space: SearchSpace) -> Genotype:
-  """Draws the stride of a random block from S.
-
-  Raises:
-    NotApplicable: If more blocks would downsample than the space allows.
-  """
+  """Draws the stride of a random block from S, within `max_downsampling`."""
   position_key, value_key = jax.random.split(key)
   position, _ = _random_block(position_key, genotype)
   stride = int(genotype_lib.generator(value_key).choice(space.strides))

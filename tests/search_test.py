@@ -237,7 +237,7 @@ def test_an_interrupted_completion_goes_on_from_the_last_epoch_saved(
   tiny_config.checkpoint_epochs = ()
   desired = search.run(tiny_config, tmp_path / 'undisturbed')
 
-  monkeypatch.setattr(completion, '_SAVING_SHARE', math.inf)
+  monkeypatch.setattr(completion, 'SAVING_SHARE', math.inf)
   train_epoch = training.Trainer.train_epoch
   epochs = []
 

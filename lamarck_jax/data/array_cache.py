@@ -6,13 +6,14 @@ It is a file inside the folder of the prepared data set, and is removed with it.
 from collections.abc import Mapping
 import hashlib
 import io
-import os
 import pathlib
 from typing import Any
-import uuid
 
 from absl import logging
 import numpy as np
+
+from lamarck_jax.errors import StorageError
+from lamarck_jax.run_directory import durable
 
 _FOLDER = 'lamarck_jax_cache'
 _ARRAYS = ('train_images', 'train_labels', 'test_images', 'test_labels')
@@ -55,8 +56,8 @@ def write(
     buffer = io.BytesIO()
     np.savez(buffer, **members)
     path.parent.mkdir(exist_ok=True)
-    _write(path, buffer.getvalue())
-  except OSError as error:
+    durable.write(path, buffer.getbuffer(), shared=True)
+  except (OSError, StorageError) as error:
     logging.info('Decoded images are not cached: %s', error)
 
 
@@ -71,22 +72,3 @@ def _fingerprint(prepared_dir: pathlib.Path, image_size: int | None) -> np.ndarr
   for filename in ('dataset_info.json', 'features.json'):
     digest.update((prepared_dir / filename).read_bytes())
   return np.frombuffer(digest.digest(), np.uint8)
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-  """Replaces a file such that after a crash it is the old or the new one, whole."""
-  # Other processes may write the same cache, so the name has to be unique.
-  temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp')
-  try:
-    with temporary.open('xb') as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
-  folder = os.open(path.parent, os.O_RDONLY)
-  try:
-    os.fsync(folder)
-  finally:
-    os.close(folder)
