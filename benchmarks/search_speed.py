@@ -7,8 +7,8 @@ Three searches, one after another, each a process timed from its start to its en
   warm    the same search again, with the cache of the first
   second  another seed with that cache, as the next run of a study would find it
 Beside each of them `benchmarks/torch_replay.py` trains the same networks: the same
-data, the same number of steps, its parent's weights. The two are interleaved, network by
-network: a machine that is slower for some minutes is slower for both. While PyTorch
+data, the same number of steps, its parent's weights. The two are interleaved, network
+by network: a machine that is slower for some minutes is slower for both. While PyTorch
 trains, the search is stopped, all of its threads, and so is its clock.
 
 Completion is left out. The ratio is PyTorch's time to ours, above 1 we are faster.

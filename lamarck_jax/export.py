@@ -3,8 +3,8 @@
   python -m lamarck_jax.export WORKDIR --out=DIR [--onnx]
 
 The folder has the network as a program (`jax.export`, StableHLO, for any batch size, on
-CPU, GPU and TPU) and with `--onnx` as ONNX, its weights (safetensors), and a description
-(JSON):
+CPU, GPU and TPU) and with `--onnx` as ONNX, its weights (safetensors) and a
+description (JSON):
 
   network = lamarck_jax.load('DIR')
   probabilities = network(images)  # uint8 [batch, height, width, channels]
@@ -178,7 +178,7 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(f'out: {out}: {error.strerror}') from error
-  durable.write(out / _PROGRAM, program.serialize())
+  durable.write(out / _PROGRAM, bytes(program.serialize()))
   durable.write(out / _WEIGHTS, safetensors.numpy.save(leaves))
   if onnx_model is None:
     (out / _ONNX).unlink(missing_ok=True)  # Of another network, perhaps.

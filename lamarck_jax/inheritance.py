@@ -18,8 +18,9 @@ import numpy as np
 from lamarck_jax import model, net2net
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
+from lamarck_jax.moments import Moments
 
-Moments = Sequence[net2net.Moments]
+ParentMoments = Sequence[Moments] | Callable[[], Sequence[Moments]] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Context:
   parent: Genotype
   parent_variables: Variables
   child: Genotype
-  parent_moments: Moments | Callable[[], Moments] | None = None
+  parent_moments: ParentMoments = None
   image_shape: tuple[int, int] | None = None
   noise: float = 0.0
 
@@ -97,7 +98,7 @@ def inherit(
   child: Genotype,
   mode: str = 'lamarckian',
   *,
-  parent_moments: Moments | Callable[[], Moments] | None = None,
+  parent_moments: ParentMoments = None,
   image_shape: tuple[int, int] | None = None,
   noise: float = 0.0,
 ) -> dict[str, Any]:

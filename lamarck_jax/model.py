@@ -191,7 +191,7 @@ def init_variables(
 ) -> dict[str, Any]:
   """Returns initial variables of a network for images of a number of channels.
 
-  They are collections `params` and `batch_stats` as `ConvNet.init` returns them, float32.
+  They are the collections `params` and `batch_stats` of `ConvNet.init`, float32.
   """
   shapes = traverse_util.flatten_dict(variable_shapes(genotype, channels, num_classes))
   return traverse_util.unflatten_dict(

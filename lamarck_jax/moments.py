@@ -36,7 +36,7 @@ class Moments(NamedTuple):
     return Moments(self.mean[source], covariance, self.correlation)
 
 
-def moments(activations: Iterable[np.ndarray]) -> list[Moments]:
+def measure(activations: Iterable[np.ndarray]) -> list[Moments]:
   """Returns the moments of a network's activations.
 
   Args:

@@ -1,10 +1,10 @@
 """The mutation operator and its six parts, as pure functions (Section 3.2).
 
 An operator is a function `(key, genotype, space) -> child` with an entry in `OPERATORS`
-and a name in `describe`. It stays within the space, keeps the order and the lineages of the blocks that stay,
-by which children find their parent's weights, and raises `NotApplicable` where it cannot
-apply. All choices are uniform over the sets F, K and S of the search space. A draw from
-K or S may return the present value; `mutate` rejects the unchanged network.
+and a name in `describe`. It stays within the space and keeps the order and lineages of
+the blocks that remain, by which a child finds its parent's weights; where it cannot
+apply it raises `NotApplicable`. All choices are uniform over the space's sets F, K and
+S; a draw from K or S may return the present value, which `mutate` rejects.
 """
 
 from collections.abc import Callable, Collection

@@ -38,7 +38,6 @@ from lamarck_jax import model
 from lamarck_jax.genotype import Block, Genotype
 from lamarck_jax.model import Variables
 from lamarck_jax.moments import Moments, estimated_from, estimated_moments
-from lamarck_jax.moments import moments as moments  # Where callers find it.
 
 # Ridge of the least squares, relative to the mean variance of the predictors.
 _RIDGE = 1e-4
@@ -110,7 +109,7 @@ def inherit(
     parent_variables: The parent's trained variables; they are not modified.
     child: A mutant of the parent.
     parent_moments: Moments of the parent's images and of each block's outputs, see
-      `moments`; estimated from BatchNorm where they are not given.
+      `moments.measure`; estimated from BatchNorm where they are not given.
     image_shape: Height and width of the images, in pixels; needed where the kernel of a
       block of stride 2 grows.
     noise: Standard deviation of the noise on copied filters, in units of that of their

@@ -23,8 +23,8 @@ from lamarck_jax import (
   flops,
   inheritance,
   model,
+  moments,
   mutation,
-  net2net,
 )
 from lamarck_jax import config as config_lib
 from lamarck_jax.data import datasets
@@ -269,7 +269,7 @@ class Trial:
         self.child,
         self._config.inheritance,
         # Measured only by the modes that ask for them.
-        parent_moments=lambda: net2net.moments(trainer.activations(genotype, trained)),
+        parent_moments=lambda: moments.measure(trainer.activations(genotype, trained)),
         image_shape=trainer.image_shape[:2],
         noise=self._config.inheritance_noise,
       )

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from lamarck_jax import config, inheritance, model, mutation, net2net
+from lamarck_jax import config, inheritance, model, mutation
 from lamarck_jax.genotype import Block, Genotype
+from lamarck_jax.moments import Moments
 from lamarck_jax.run_directory import weights
 from tests.networks import (
   NUM_CLASSES,
@@ -54,7 +55,7 @@ def test_moments_are_measured_only_for_the_mode_that_needs_them(mode):
   moments = measured_moments(_PARENT, _VARIABLES, x)
   num_measured = 0
 
-  def measure() -> list[net2net.Moments]:
+  def measure() -> list[Moments]:
     nonlocal num_measured
     num_measured += 1
     return moments

@@ -6,6 +6,7 @@ import pytest
 
 from lamarck_jax import net2net
 from lamarck_jax.genotype import Block, Genotype
+from lamarck_jax.moments import Moments, estimated_moments, measure
 from tests.networks import (
   assert_same_function,
   images,
@@ -48,7 +49,7 @@ def test_a_removed_block_is_predicted_by_least_squares(stride):
   x = rng.normal(1, 2, (200, 10, 10, 4)).astype(np.float32)
   same_pixel = x[:, ::stride, ::stride]
   y = np.maximum(same_pixel @ rng.normal(size=(4, 6)).astype(np.float32), 0)
-  affine_map = net2net.bypass(*net2net.moments([x, y]))
+  affine_map = net2net.bypass(*measure([x, y]))
   design = same_pixel.reshape(-1, 4)
   design = np.concatenate([design, np.ones((len(design), 1))], axis=1)
   expected, _, _, _ = np.linalg.lstsq(design, y.reshape(-1, 6))
@@ -63,7 +64,7 @@ def test_an_input_that_never_varies_stands_in_for_nothing():
   x = rng.normal(size=(8, 4, 4, 3)).astype(np.float32)
   x[..., 1] = 0
   y = rng.normal(size=(8, 4, 4, 5)).astype(np.float32)
-  affine_map = net2net.bypass(*net2net.moments([x, y]))
+  affine_map = net2net.bypass(*measure([x, y]))
   np.testing.assert_array_equal(affine_map.weights[1], 0)
   assert np.abs(affine_map.weights).max() < 1
 
@@ -77,7 +78,7 @@ def test_copies_are_the_first_to_go():
 def test_channels_that_vary_and_are_read_are_kept():
   rng = np.random.default_rng(0)
   x = rng.normal(size=(1000, 4)) * [1, 3, 1, 2]
-  outputs = net2net.Moments(x.mean(0), np.cov(x.T, bias=True))
+  outputs = Moments(x.mean(0), np.cov(x.T, bias=True))
   for influence, expected in (
     ([1, 1, 1, 1], [1, 3]),
     ([9, 1, 1, 1], [0, 1]),
@@ -171,7 +172,7 @@ def test_what_is_cut_off_a_kernel_is_predicted_by_least_squares():
     pixels = np.moveaxis(x, axis, 0)
     for i in range(1, 5):
       pixels[i] = r * pixels[i - 1] + np.sqrt(1 - r**2) * pixels[i]
-  moments = net2net.moments([x[..., np.newaxis]])
+  moments = measure([x[..., np.newaxis]])
   assert moments[0].correlation == pytest.approx(r, abs=0.03)
   kernel = rng.normal(size=(5, 5))
   design = x[:, 1:4, 1:4].reshape(-1, 9)
@@ -223,8 +224,8 @@ def test_estimated_moments_are_those_of_a_sample():
   y = x @ params['conv']['kernel'].sum((0, 1))
   stats = {'norm': {'mean': y.mean(0), 'var': y.var(0)}}
   y = (y - y.mean(0)) / y.std(0) * params['norm']['scale'] + params['norm']['bias']
-  sample = net2net.moments([x[:, None, None], np.maximum(y, 0)[:, None, None]])
-  moments = net2net.estimated_moments(params, stats, sample[0])
+  sample = measure([x[:, None, None], np.maximum(y, 0)[:, None, None]])
+  moments = estimated_moments(params, stats, sample[0])
   np.testing.assert_allclose(moments.mean, sample[1].mean, atol=0.01)
   variances = np.diagonal(moments.covariance), np.diagonal(sample[1].covariance)
   np.testing.assert_allclose(*variances, rtol=0.02)

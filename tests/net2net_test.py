@@ -11,6 +11,7 @@ import pytest
 from lamarck_jax import inheritance, model, mutation, net2net, training
 from lamarck_jax.data import datasets
 from lamarck_jax.genotype import Block, Genotype
+from lamarck_jax.moments import measure
 from lamarck_jax.study.before_training import can_preserve_function
 from tests.networks import (
   NUM_CLASSES,
@@ -192,7 +193,7 @@ def test_a_new_block_is_nearly_the_identity_in_training_mode_too(position):
   mean, std = datasets.channel_statistics(split.images)
   x = jnp.asarray((split.images - mean) / std)
   np.testing.assert_allclose(activations[0], x, rtol=1e-5, atol=1e-5)
-  moments = net2net.moments(activations)
+  moments = measure(activations)
   measured = measured_moments(parent, parent_variables, x)
   for ours, theirs in zip(jax.tree.leaves(moments), jax.tree.leaves(measured)):
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lamarck_jax import genotype as genotype_lib
-from lamarck_jax import model, mutation, net2net
+from lamarck_jax import model, mutation
 from lamarck_jax.genotype import Genotype, SearchSpace
+from lamarck_jax.moments import Moments, measure
 
 SPACE = SearchSpace(filters=(6, 8, 12))
 NUM_CLASSES = 5
@@ -50,13 +51,13 @@ def logits(genotype: Genotype, variables: dict, x: jax.Array) -> np.ndarray:
 
 def measured_moments(
   genotype: Genotype, variables: dict, x: jax.Array
-) -> list[net2net.Moments]:
+) -> list[Moments]:
   _, state = network(genotype).apply(
     variables, x, capture_intermediates=True, mutable=['intermediates']
   )
   names = [model.block_name(block) for block in genotype.blocks]
   outputs = [state['intermediates'][name]['__call__'][0] for name in names]
-  return net2net.moments(map(np.asarray, [x, *outputs]))
+  return measure(map(np.asarray, [x, *outputs]))
 
 
 def assert_same_function(
