@@ -5,6 +5,7 @@ validation and test split of a named data set. Read the rest to add a source of
 images or an archive format:
 
   datasets          the public module: `load`, `Dataset`, `Split`
+  on_device         the data set on the device, and the batches taken from it
   source            what a reader returns
   digits            scikit-learn's digits
   own_images        the user's images, from an npz file or a folder
