@@ -197,6 +197,10 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   'dataset.num_validation': (int, _integer(1)),
   # Side that images are resized to, in pixels; None: as they are.
   'dataset.image_size': (int, _integer(1)),
+  # Whether training images are mirrored, left to right, with a probability of 1/2.
+  'augmentation.flip': (False, _bool),
+  # The most pixels by which training images are shifted along each axis.
+  'augmentation.shift': (0, _integer(0)),
   # Budgets at which the best individual so far is kept.
   'checkpoint_epochs': ((128, 512), _integers(1, allow_empty=True)),
   # Whether checkpoints are trained to completion, and evaluated on the test set.
@@ -263,6 +267,19 @@ def validate(config: config_dict.ConfigDict) -> None:
       continue
     if wanted := check(value, config):
       raise UserError(f'config.{field}: got {value!r}, want {wanted}')
+
+
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a stored configuration with the fields that have come since.
+
+  A new field's default means what runs did before there was the field.
+  """
+  complete = get_config().to_dict()
+  for name, value in config.items():
+    section = complete.get(name)
+    both = isinstance(section, dict) and isinstance(value, dict)
+    complete[name] = {**section, **value} if both else value
+  return complete
 
 
 def differing_fields(

@@ -28,6 +28,7 @@ from lamarck_jax import (
 )
 from lamarck_jax import config as config_lib
 from lamarck_jax.data import datasets
+from lamarck_jax.data.augmentation import Augmentation
 from lamarck_jax.evolution import EvolutionState, Individual
 from lamarck_jax.genotype import Genotype, SearchSpace
 from lamarck_jax.model import Variables
@@ -173,6 +174,7 @@ def run(
     datasets.load(**config.dataset),
     batch_size=config.batch_size,
     compute_dtype=config.compute_dtype,
+    augmentation=Augmentation(**config.augmentation),
   )
   with lock.locked(workdir):
     directory = records.RunDirectory(workdir, config.to_dict())

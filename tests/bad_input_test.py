@@ -72,6 +72,8 @@ _FIELDS = {
   'dataset.num_train': ['0', '5', '1000000'],
   'dataset.num_validation': ['0', '1000000'],
   'dataset.image_size': ['0', '-3'],
+  'augmentation.flip': ['maybe'],
+  'augmentation.shift': ['-1', '0.5', '8'],  # The digits have sides of 8 pixels.
   'checkpoint_epochs': ['(0,)', '(64,32)'],
   'completion.enabled': ['maybe'],
   'completion.epochs': ['()', '(20,10)'],
