@@ -90,6 +90,11 @@ def _positive(value: Any, config: config_dict.ConfigDict) -> str | None:
   return None if _is_number(value) and value > 0 else 'a number above 0'
 
 
+def _share(value: Any, config: config_dict.ConfigDict) -> str | None:
+  good = _is_number(value) and 0 < value <= 1
+  return None if good else 'a number above 0 and at most 1'
+
+
 def _number(least: float, most: float) -> Check:
   def check(value: Any, config: config_dict.ConfigDict) -> str | None:
     good = _is_number(value) and least <= value <= most
@@ -162,6 +167,9 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   'inheritance': ('lamarckian', _one_of(INHERITANCE_MODES)),
   # Noise on filters copied by net2net, in units of their kernel's standard deviation.
   'inheritance_noise': (0.03, _number(0, 10)),
+  # Shrink and perturb: inherited weights are scaled by it, and fresh ones added at 1
+  # minus it. 1: they stay as they are.
+  'inheritance_shrink': (1.0, _share),
   # Type of the computation inside the blocks.
   'compute_dtype': ('float32', _one_of(('float32', 'bfloat16'))),
   # Limits; a candidate above one is recorded as failed and never becomes a parent.
@@ -214,6 +222,8 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   ),
   # Adam's learning rate in each phase.
   'completion.learning_rates': ((1e-3, 1e-4, 1e-5), _if_completing(_completion_rates)),
+  # As `inheritance_shrink`, of the checkpoint's weights when completion starts.
+  'completion.shrink': (1.0, _if_completing(_share)),
 }
 
 

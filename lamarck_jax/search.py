@@ -274,6 +274,7 @@ class Trial:
         parent_moments=lambda: net2net.moments(trainer.activations(genotype, trained)),
         image_shape=trainer.image_shape[:2],
         noise=self._config.inheritance_noise,
+        shrink=self._config.inheritance_shrink,
       )
     self.stopwatch.lap('mutate')
     return variables
@@ -392,7 +393,7 @@ def _complete(
     if individual is None:
       continue  # The first evaluation alone exceeded this budget.
     key = random_key(config.seed, individual.evaluation, Purpose.COMPLETION)
-    rates = completion.schedule(config)
-    outcome = completion.complete(key, individual, directory, trainer, rates)
+    rates, shrink = completion.schedule(config), config.completion.shrink
+    outcome = completion.complete(key, individual, directory, trainer, rates, shrink)
     outcomes.append({'epochs': budget, **outcome})
   return outcomes

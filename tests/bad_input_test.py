@@ -57,6 +57,7 @@ _FIELDS = {
   'learning_rate': ['0', '-0.1', 'nan', 'fast'],
   'inheritance': ['darwin', ''],
   'inheritance_noise': ['-1'],
+  'inheritance_shrink': ['0', '1.5'],
   'learning_rate_schedule': ['linear'],
   'compute_dtype': ['float64'],
   'max_parameters': ['0', 'many'],
@@ -78,6 +79,7 @@ _FIELDS = {
   'completion.enabled': ['maybe'],
   'completion.epochs': ['()', '(20,10)'],
   'completion.learning_rates': ['(1e-3,)', '(0,0,0)'],
+  'completion.shrink': ['0'],
 }
 _CASES = [
   (_SEARCH, [f'--config.{field}={value}'], field.split('.')[-1])
