@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks import common
 from lamarck_jax import completion, model, search
 from lamarck_jax.data import datasets
+from lamarck_jax.data.augmentation import Augmentation
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.run_directory import records
 from lamarck_jax.runtime import process
@@ -77,7 +78,11 @@ def main() -> None:
       config = config_dict.ConfigDict(records.read_config(path))
       process.configure(config)
       dataset = datasets.load(**config.dataset)
-      trainer = Trainer(dataset, batch_size=config.batch_size)
+      trainer = Trainer(
+        dataset,
+        batch_size=config.batch_size,
+        augmentation=Augmentation(**config.augmentation),
+      )
     runs.append(measure(path, trainer))
     common.write_json(arguments.out, {'runs': runs})
 

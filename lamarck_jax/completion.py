@@ -9,6 +9,7 @@ from ml_collections import config_dict
 
 from lamarck_jax.errors import DamagedError
 from lamarck_jax.evolution import Individual
+from lamarck_jax.inheritance import shrink_and_perturb
 from lamarck_jax.model import Variables
 from lamarck_jax.run_directory import records, training_state
 from lamarck_jax.run_directory.progress import CompletionProgress
@@ -16,6 +17,9 @@ from lamarck_jax.training import Trainer, TrainingState
 
 # The share of the time that saving may take.
 SAVING_SHARE = 0.05
+
+# Folded into the key for fresh weights; training folds in the index of each epoch.
+_FRESH = 2**31
 
 
 def schedule(config: config_dict.ConfigDict) -> list[float]:
@@ -36,6 +40,7 @@ def complete(
   directory: records.RunDirectory,
   trainer: Trainer,
   learning_rates: list[float],
+  shrink: float = 1.0,
 ) -> dict[str, Any]:
   """Trains an individual on from its weights, then evaluates it on the test set once.
 
@@ -44,9 +49,10 @@ def complete(
   interrupted completion is resumed from it.
 
   Args:
-    key: Draws the permutations.
+    key: Draws the permutations, the augmentation and the fresh weights.
     individual: Its weights are in the directory.
     learning_rates: The learning rate of every epoch.
+    shrink: Share of its weights to start with, see `inheritance.shrink_and_perturb`.
 
   Returns:
     `evaluation`, the genotype's fields, `fitness` before completion, and after it
@@ -58,7 +64,11 @@ def complete(
     return outcome
   start = time.monotonic()
   genotype, num_epochs = individual.genotype, len(learning_rates)
-  state, first_epoch = _restore(individual, directory, trainer)
+  variables = directory.read_weights(individual.evaluation)
+  variables = shrink_and_perturb(jax.random.fold_in(key, _FRESH), variables, shrink)
+  initial = trainer.initial_state(genotype, variables)
+  state, first_epoch = _restore(initial, directory, individual.evaluation)
+  state = trainer.put_state(state)
   last_save, save_seconds = start, 0.0
   with CompletionProgress(
     individual.evaluation, genotype, num_epochs, first_epoch
@@ -101,17 +111,12 @@ def _outcome(
 
 
 def _restore(
-  individual: Individual, directory: records.RunDirectory, trainer: Trainer
+  initial: TrainingState, directory: records.RunDirectory, evaluation: int
 ) -> tuple[TrainingState, int]:
-  """Returns the state that was saved last, and its number of epochs."""
-  variables = directory.read_weights(individual.evaluation)
-  state = trainer.initial_state(individual.genotype, variables)
+  """Returns the state that was saved last, or the initial one, and its epochs."""
   try:
-    content = directory.read_completing(individual.evaluation)
-    if content is None:
-      return state, 0
-    saved, num_epochs = training_state.from_arrays(content, state)
+    content = directory.read_completing(evaluation)
+    return training_state.from_arrays(content, initial) if content else (initial, 0)
   except (DamagedError, ValueError) as error:
     logging.warning('%s; completing from the start', error)
-    return state, 0
-  return trainer.put_state(saved), num_epochs
+    return initial, 0

@@ -90,6 +90,11 @@ def _positive(value: Any, config: config_dict.ConfigDict) -> str | None:
   return None if _is_number(value) and value > 0 else 'a number above 0'
 
 
+def _share(value: Any, config: config_dict.ConfigDict) -> str | None:
+  good = _is_number(value) and 0 < value <= 1
+  return None if good else 'a number above 0 and at most 1'
+
+
 def _number(least: float, most: float) -> Check:
   def check(value: Any, config: config_dict.ConfigDict) -> str | None:
     good = _is_number(value) and least <= value <= most
@@ -162,6 +167,9 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   'inheritance': ('lamarckian', _one_of(INHERITANCE_MODES)),
   # Noise on filters copied by net2net, in units of their kernel's standard deviation.
   'inheritance_noise': (0.03, _number(0, 10)),
+  # Shrink and perturb: inherited weights are scaled by it, and fresh ones added at 1
+  # minus it. 1: they stay as they are.
+  'inheritance_shrink': (1.0, _share),
   # Type of the computation inside the blocks.
   'compute_dtype': ('float32', _one_of(('float32', 'bfloat16'))),
   # Limits; a candidate above one is recorded as failed and never becomes a parent.
@@ -197,6 +205,10 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   'dataset.num_validation': (int, _integer(1)),
   # Side that images are resized to, in pixels; None: as they are.
   'dataset.image_size': (int, _integer(1)),
+  # Whether training images are mirrored, left to right, with a probability of 1/2.
+  'augmentation.flip': (False, _bool),
+  # The most pixels by which training images are shifted along each axis.
+  'augmentation.shift': (0, _integer(0)),
   # Budgets at which the best individual so far is kept.
   'checkpoint_epochs': ((128, 512), _integers(1, allow_empty=True)),
   # Whether checkpoints are trained to completion, and evaluated on the test set.
@@ -210,6 +222,8 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   ),
   # Adam's learning rate in each phase.
   'completion.learning_rates': ((1e-3, 1e-4, 1e-5), _if_completing(_completion_rates)),
+  # As `inheritance_shrink`, of the checkpoint's weights when completion starts.
+  'completion.shrink': (1.0, _if_completing(_share)),
 }
 
 
@@ -263,6 +277,19 @@ def validate(config: config_dict.ConfigDict) -> None:
       continue
     if wanted := check(value, config):
       raise UserError(f'config.{field}: got {value!r}, want {wanted}')
+
+
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a stored configuration with the fields that have come since.
+
+  A new field's default means what runs did before there was the field.
+  """
+  complete = get_config().to_dict()
+  for name, value in config.items():
+    section = complete.get(name)
+    both = isinstance(section, dict) and isinstance(value, dict)
+    complete[name] = {**section, **value} if both else value
+  return complete
 
 
 def differing_fields(

@@ -101,6 +101,7 @@ def inherit(
   parent_moments: ParentMoments = None,
   image_shape: tuple[int, int] | None = None,
   noise: float = 0.0,
+  shrink: float = 1.0,
 ) -> dict[str, Any]:
   """Returns a child's variables, made from its parent's by a mode of inheritance.
 
@@ -115,6 +116,7 @@ def inherit(
     image_shape: For `net2net`: height and width of the images, in pixels.
     noise: For `net2net`: standard deviation of the noise on copied filters, in units of
       their kernel's.
+    shrink: See `shrink_and_perturb`; 1 changes nothing.
 
   Returns:
     The child's variables, with the same two collections.
@@ -124,9 +126,29 @@ def inherit(
   """
   if mode not in MODES:
     raise ValueError(f'inheritance: got {mode!r}, want one of {", ".join(MODES)}')
-  return MODES[mode](
+  variables = MODES[mode](
     Context(key, parent, parent_variables, child, parent_moments, image_shape, noise)
   )
+  return shrink_and_perturb(key, variables, shrink)
+
+
+def shrink_and_perturb(
+  key: jax.Array, variables: dict[str, Any], shrink: float
+) -> dict[str, Any]:
+  """Returns each leaf times `shrink`, plus a fresh one times `1 - shrink`.
+
+  After Ash and Adams (2020), "On warm-starting neural network training". The fresh
+  leaves are those that a mode draws with the same key, so fresh numbers stay. With a
+  `shrink` of 1 the result is `variables`, which are not modified otherwise.
+  """
+  if shrink == 1:
+    return variables
+  leaves = traverse_util.flatten_dict(variables)
+  for path, leaf in leaves.items():
+    fresh = model.fresh_leaf(key, path, leaf.shape)
+    # In this form a fresh number is exactly itself.
+    leaves[path] = fresh + np.float32(shrink) * (np.asarray(leaf) - fresh)
+  return traverse_util.unflatten_dict(leaves)
 
 
 def _with_overlap(fresh: np.ndarray, old: np.ndarray) -> np.ndarray:

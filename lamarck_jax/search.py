@@ -28,6 +28,7 @@ from lamarck_jax import (
 )
 from lamarck_jax import config as config_lib
 from lamarck_jax.data import datasets
+from lamarck_jax.data.augmentation import Augmentation
 from lamarck_jax.evolution import EvolutionState, Individual
 from lamarck_jax.genotype import Genotype, SearchSpace
 from lamarck_jax.model import Variables
@@ -173,6 +174,7 @@ def run(
     datasets.load(**config.dataset),
     batch_size=config.batch_size,
     compute_dtype=config.compute_dtype,
+    augmentation=Augmentation(**config.augmentation),
   )
   with lock.locked(workdir):
     directory = records.RunDirectory(workdir, config.to_dict())
@@ -272,6 +274,7 @@ class Trial:
         parent_moments=lambda: moments.measure(trainer.activations(genotype, trained)),
         image_shape=trainer.image_shape[:2],
         noise=self._config.inheritance_noise,
+        shrink=self._config.inheritance_shrink,
       )
     self.stopwatch.lap('mutate')
     return variables
@@ -390,7 +393,7 @@ def _complete(
     if individual is None:
       continue  # The first evaluation alone exceeded this budget.
     key = random_key(config.seed, individual.evaluation, Purpose.COMPLETION)
-    rates = completion.schedule(config)
-    outcome = completion.complete(key, individual, directory, trainer, rates)
+    rates, shrink = completion.schedule(config), config.completion.shrink
+    outcome = completion.complete(key, individual, directory, trainer, rates, shrink)
     outcomes.append({'epochs': budget, **outcome})
   return outcomes

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from lamarck_jax import model
+from lamarck_jax.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamarck_jax.data.datasets import Dataset
 from lamarck_jax.data.on_device import DeviceData, Images, Targets
 from lamarck_jax.errors import UserError
@@ -57,7 +58,7 @@ def forward(
   Returns:
     The activations, their pullback and the updated running statistics.
   """
-  x = inputs.batch(block.dtype) if isinstance(inputs, Images) else inputs
+  x = inputs.batch(block.dtype, train=True) if isinstance(inputs, Images) else inputs
 
   def apply(params: Tree, x: jax.Array = x) -> tuple[jax.Array, Tree]:
     variables = {'params': params, 'batch_stats': batch_stats}
@@ -127,7 +128,7 @@ def infer(
   block: fused_block.ConvBlock, params: Tree, batch_stats: Tree, inputs: Any
 ) -> jax.Array:
   """Applies a block in evaluation mode; arguments as in `forward`."""
-  x = inputs.batch(block.dtype) if isinstance(inputs, Images) else inputs
+  x = inputs.batch(block.dtype, train=False) if isinstance(inputs, Images) else inputs
   outputs: Any
   outputs = block.apply({'params': params, 'batch_stats': batch_stats}, x, train=False)
   return outputs
@@ -175,7 +176,12 @@ class Trainer:
   """
 
   def __init__(
-    self, dataset: Dataset, *, batch_size: int, compute_dtype: str = 'float32'
+    self,
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    compute_dtype: str = 'float32',
+    augmentation: Augmentation = NO_AUGMENTATION,
   ):
     """Puts the data set on the device.
 
@@ -183,9 +189,11 @@ class Trainer:
       dataset: Images and labels of the three splits.
       batch_size: Examples per batch.
       compute_dtype: Of the blocks, `float32` or `bfloat16`.
+      augmentation: Of the training images; evaluation sees them as they are.
 
     Raises:
-      UserError: If there are fewer training examples than a batch has.
+      UserError: If there are fewer training examples than a batch has, or images are
+        too small for the augmentation.
     """
     if len(dataset.train.labels) < batch_size:
       raise UserError(
@@ -210,7 +218,7 @@ class Trainer:
       num_threads=devices.num_cores(),
     )
     self._dtype = jnp.dtype(compute_dtype).type
-    self._data = DeviceData(dataset, batch_size)
+    self._data = DeviceData(dataset, batch_size, augmentation)
     self._zero_step, self._zero_loss, self._zero_correct = self._data.put(
       (np.int32(0), np.float32(0), np.zeros(self.num_classes, np.int32))
     )
@@ -226,7 +234,7 @@ class Trainer:
     """Returns trained variables, on the device; Adam's moments start at zero.
 
     Args:
-      key: Draws the permutations.
+      key: Draws the permutations and the augmentation.
       variables: They are not modified.
       learning_rates: Adam's learning rate of each epoch.
       on_epoch: Called after every epoch with its index and its mean loss.
@@ -325,7 +333,7 @@ class Trainer:
     blocks, _ = self._programs(genotype)
     params, stats = self._data.put((variables['params'], variables['batch_stats']))
     x: Any = self._data.images(self._data.in_order('train'), self._zero_step)
-    yield np.asarray((x.pixels[x.order[0]] - x.mean) / x.std)
+    yield np.asarray((x.pixels[x.order.examples[0]] - x.mean) / x.std)
     for name, block in blocks.items():
       x = block.infer(params[name], stats[name], x)
       yield np.asarray(x).astype(np.float32)

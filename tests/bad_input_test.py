@@ -57,6 +57,7 @@ _FIELDS = {
   'learning_rate': ['0', '-0.1', 'nan', 'fast'],
   'inheritance': ['darwin', ''],
   'inheritance_noise': ['-1'],
+  'inheritance_shrink': ['0', '1.5'],
   'learning_rate_schedule': ['linear'],
   'compute_dtype': ['float64'],
   'max_parameters': ['0', 'many'],
@@ -72,10 +73,13 @@ _FIELDS = {
   'dataset.num_train': ['0', '5', '1000000'],
   'dataset.num_validation': ['0', '1000000'],
   'dataset.image_size': ['0', '-3'],
+  'augmentation.flip': ['maybe'],
+  'augmentation.shift': ['-1', '0.5', '8'],  # The digits have sides of 8 pixels.
   'checkpoint_epochs': ['(0,)', '(64,32)'],
   'completion.enabled': ['maybe'],
   'completion.epochs': ['()', '(20,10)'],
   'completion.learning_rates': ['(1e-3,)', '(0,0,0)'],
+  'completion.shrink': ['0'],
 }
 _CASES = [
   (_SEARCH, [f'--config.{field}={value}'], field.split('.')[-1])

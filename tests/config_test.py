@@ -70,6 +70,10 @@ _BAD = [
   ('inheritance', ''),
   ('inheritance_noise', -0.1),
   ('inheritance_noise', math.nan),
+  ('inheritance_shrink', 0.0),
+  ('inheritance_shrink', 1.1),
+  ('inheritance_shrink', math.nan),
+  ('inheritance_shrink', None),
   ('compute_dtype', 'float16'),
   ('compute_dtype', None),
   ('max_parameters', 0),
@@ -114,6 +118,11 @@ _BAD = [
   ('dataset.num_validation', 10.0),
   ('dataset.image_size', 0),
   ('dataset.image_size', '16'),
+  ('augmentation.flip', None),
+  ('augmentation.flip', 1),
+  ('augmentation.shift', -1),
+  ('augmentation.shift', 0.5),
+  ('augmentation.shift', None),
   ('checkpoint_epochs', (0, 128)),
   ('checkpoint_epochs', (512, 128)),
   ('checkpoint_epochs', None),
@@ -130,6 +139,9 @@ _BAD = [
   ('completion.learning_rates', (1e-3, 1e-4, '1e-5')),
   ('completion.learning_rates', None),
   ('completion.learning_rates', 1e-3),
+  ('completion.shrink', 0.0),
+  ('completion.shrink', 1.5),
+  ('completion.shrink', None),
 ]
 
 
@@ -168,6 +180,8 @@ def test_every_field_has_bad_values():
     {'batch_size': 2, 'dataset.num_train': 2},
     {'learning_rate': 1},
     {'inheritance': 'none'},
+    {'inheritance_shrink': 0.6, 'completion.shrink': 1},
+    {'augmentation.flip': True, 'augmentation.shift': 4},
     {'compute_dtype': 'bfloat16'},
     {'niching.rate': 0.0},
     {'niching.rate': 1},
@@ -313,6 +327,7 @@ def test_a_config_file_of_the_paper_holds_its_values(name, setting):
     'learning_rate_schedule': 'constant',
     'inheritance': inheritance,
     'inheritance_noise': 0.03,
+    'inheritance_shrink': 1.0,
     'compute_dtype': 'float32',
     'max_parameters': None,
     'max_flops': None,
@@ -332,11 +347,13 @@ def test_a_config_file_of_the_paper_holds_its_values(name, setting):
       'num_validation': None,
       'image_size': None,
     },
+    'augmentation': {'flip': False, 'shift': 0},
     'checkpoint_epochs': (128, 512),
     'completion': {
       'enabled': True,
       'epochs': (10, 20, 30),
       'learning_rates': (1e-3, 1e-4, 1e-5),
+      'shrink': 1.0,
     },
   }
 

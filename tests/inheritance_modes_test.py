@@ -3,6 +3,7 @@
 import functools
 
 import chex
+from flax import traverse_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import jax
@@ -121,4 +122,61 @@ def test_the_parents_variables_are_left_as_they_are(mode):
   result['params']['new'] = result['batch_stats'].pop('block_1')
   result['params']['block_0']['conv'].clear()
   chex.assert_trees_all_equal_structs(variables, untouched)
+  jax.tree.map(np.testing.assert_array_equal, variables, untouched)
+
+
+# ------------------------------------------------------------------------------
+# Shrink and perturb
+# ------------------------------------------------------------------------------
+
+
+def test_shrink_and_perturb_combines_each_leaf_with_its_initial_value():
+  variables = traverse_util.flatten_dict(_VARIABLES)
+  result = traverse_util.flatten_dict(
+    inheritance.shrink_and_perturb(_KEY, _VARIABLES, 0.6)
+  )
+  fresh = traverse_util.flatten_dict(
+    model.init_variables(_KEY, _PARENT, 3, NUM_CLASSES)
+  )
+  assert result.keys() == variables.keys()
+  initial = {'scale': 1, 'var': 1, 'bias': 0, 'mean': 0}
+  for path, leaf in variables.items():
+    expected = 0.6 * leaf + 0.4 * initial.get(path[-1], fresh[path])
+    np.testing.assert_allclose(result[path], expected, rtol=1e-5, atol=1e-6)
+    assert result[path].dtype == np.float32
+    assert np.any(result[path] != leaf)
+
+
+def test_without_shrinking_the_very_same_arrays_are_returned():
+  assert inheritance.shrink_and_perturb(_KEY, _VARIABLES, 1.0) is _VARIABLES
+  child = inheritance.inherit(_KEY, _PARENT, _VARIABLES, _CHILD, shrink=1.0)
+  kernel = child['params']['block_2']['conv']['kernel']
+  assert kernel is _VARIABLES['params']['block_2']['conv']['kernel']
+
+
+@pytest.mark.parametrize('mode', inheritance.MODES)
+def test_every_mode_shrinks_what_it_inherits_and_leaves_fresh_numbers_alone(mode):
+  inherit = functools.partial(
+    inheritance.inherit, _KEY, _PARENT, _VARIABLES, _CHILD, mode, image_shape=(8, 8)
+  )
+  plain = traverse_util.flatten_dict(inherit())
+  shrunk = traverse_util.flatten_dict(inherit(shrink=0.25))
+  fresh = traverse_util.flatten_dict(model.init_variables(_KEY, _CHILD, 3, NUM_CLASSES))
+  num_inherited = 0
+  for path, leaf in plain.items():
+    same = leaf == fresh[path]
+    np.testing.assert_array_equal(shrunk[path][same], leaf[same])
+    np.testing.assert_allclose(
+      shrunk[path], 0.25 * leaf + 0.75 * fresh[path], rtol=1e-4, atol=1e-5
+    )
+    num_inherited += np.sum(~same)
+  assert (num_inherited > 0) == (mode != 'none')
+
+
+@pytest.mark.parametrize('shrink', [0.6, 1.0])
+def test_shrinking_leaves_the_parents_variables_as_they_are(shrink):
+  variables, untouched = (trained_variables(0, _PARENT) for _ in range(2))
+  for leaf in jax.tree.leaves(variables):
+    leaf.setflags(write=False)
+  inheritance.inherit(_KEY, _PARENT, variables, _CHILD, shrink=shrink)
   jax.tree.map(np.testing.assert_array_equal, variables, untouched)

@@ -186,3 +186,44 @@ def test_a_directory_with_another_config_is_refused(command, finished):
   assert 'seed' in result.stderr
   assert 'budget_epochs' in result.stderr
   assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_run_killed_within_epochs_of_augmented_training_ends_the_same(
+  shared_compilation_cache, command, tmp_path
+):
+  flags = [
+    '--config.augmentation.flip=true',
+    '--config.augmentation.shift=2',
+    '--config.inheritance_shrink=0.8',
+    '--config.completion.shrink=0.8',
+    '--config.dataset.num_train=1000',
+    '--config.batch_size=2',  # An epoch takes a second.
+    '--config.budget_epochs=3',
+    '--config.completion.epochs=(4,)',  # A phase after that of TINY_FLAGS.
+    '--config.completion.learning_rates=(1e-3,)',
+  ]
+  undisturbed, workdir = tmp_path / 'undisturbed', tmp_path / 'run'
+  result = run(command, *TINY_FLAGS, *flags, f'--workdir={undisturbed}')
+  assert result.returncode == 0, result.stderr
+
+  process = start_search(shared_compilation_cache, workdir, 1, *flags)
+  time.sleep(0.3)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert len(read_events(workdir)) < 3
+  process = start_search(shared_compilation_cache, workdir, 3, *flags)
+  deadline = time.monotonic() + 60
+  while not any((workdir / 'weights').glob('completing_*')):
+    assert process.poll() is None, process.communicate()
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+  time.sleep(0.3)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert not any((workdir / 'completed').iterdir())
+
+  result = run(command, *TINY_FLAGS, *flags, f'--workdir={workdir}')
+  assert result.returncode == 0, result.stderr
+  assert read_events(workdir) == read_events(undisturbed)
+  for path in (undisturbed / 'weights').glob('*.safetensors'):
+    assert (workdir / 'weights' / path.name).read_bytes() == path.read_bytes()

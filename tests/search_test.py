@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 
+from flax import traverse_util
 import jax
 import numpy as np
 import pytest
@@ -336,3 +337,26 @@ def test_the_next_child_is_among_those_compiled_ahead(
   for child, genotypes in zip(children[1:], foreseen):
     assert len(genotypes) == 2
     assert child in genotypes
+
+
+def test_completion_starts_from_weights_shrunk_towards_initial_ones(
+  tiny_config, tmp_path
+):
+  tiny_config.budget_epochs = 1
+  tiny_config.checkpoint_epochs = ()
+  tiny_config.completion.epochs = (1,)
+  tiny_config.completion.learning_rates = (1e-12,)  # Leaves parameters as they are.
+  tiny_config.completion.shrink = 0.5
+  search.run(tiny_config, tmp_path)
+  directory = records.RunDirectory(tmp_path, tiny_config.to_dict())
+  before = traverse_util.flatten_dict(directory.read_weights(0)['params'])
+  after = traverse_util.flatten_dict(directory.read_completed_weights(0)['params'])
+  for path, leaf in before.items():
+    if path[-1] == 'kernel':
+      fresh = 2 * after[path] - leaf
+      limit = math.sqrt(6 / (math.prod(leaf.shape[:-2]) * sum(leaf.shape[-2:])))
+      assert np.all(np.abs(fresh) <= limit + 1e-5)
+      assert np.std(fresh) > limit / 3
+    else:
+      expected = leaf / 2 + (path[-1] == 'scale') / 2
+      np.testing.assert_allclose(after[path], expected, rtol=1e-5, atol=1e-7)

@@ -202,8 +202,7 @@ def check(path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
       return
   except OSError as error:
     raise _unusable(path, error) from error
-  config = json.loads(json.dumps(config))  # As JSON has it: tuples become lists.
-  differing = config_lib.differing_fields(config, read_config(path))
+  differing = config_lib.differing_fields(_as_json(config), read_config(path))
   if differing:
     raise UserError(
       f'workdir: got {path}, want another directory: the config of its run differs in'
@@ -252,6 +251,8 @@ def read_environment(path: str | os.PathLike[str]) -> dict[str, Any]:
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
   """Returns the configuration of a run, as JSON has it.
 
+  Fields that were added after the run was started have their defaults.
+
   Args:
     path: The run directory.
 
@@ -267,11 +268,16 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     case {'format_version': int(version), 'config': dict(config)} if (
       version == FORMAT_VERSION
     ):
-      return config
+      return _as_json(config_lib.with_defaults(config))
   raise UserError(
     f'workdir: got {config_path}, want a configuration of format version'
     f' {FORMAT_VERSION}'
   )
+
+
+def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a configuration as it is read back from JSON: tuples become lists."""
+  return json.loads(json.dumps(config))
 
 
 def _unusable(path: pathlib.Path, error: OSError) -> UserError:

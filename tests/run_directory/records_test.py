@@ -92,12 +92,17 @@ def test_a_run_resumes_after_its_data_have_moved(directory):
   assert names == ['seed']
 
 
-def test_a_field_that_the_stored_config_lacks_differs(directory):
+def test_a_field_that_the_stored_config_lacks_has_its_default(directory):
   path = directory.path / 'config.json'
   content = json.loads(path.read_text())
-  del content['config']['niching']['rate']
+  del content['config']['niching']['rate'], content['config']['augmentation']
   path.write_text(json.dumps(content))
-  assert _refusal(directory.path).endswith('niching.rate')
+  records.check(directory.path, make_config())
+  message = _refusal(
+    directory.path, make_config(niching__rate=0.2, augmentation__shift=1)
+  )
+  names = message.partition('differs in ')[2].split(', ')
+  assert sorted(names) == ['augmentation.shift', 'niching.rate']
 
 
 def test_a_directory_of_other_files_is_refused_and_left_alone(tmp_path):

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lamarck_jax.data.on_device import Images, Targets
+from lamarck_jax.data.augmentation import NO_AUGMENTATION
+from lamarck_jax.data.on_device import Images, Order, Targets
 from lamarck_jax.xla import programs, sharding
 
 
@@ -73,7 +74,7 @@ def network():
 
   order, step = struct(jnp.int32, 3, 2), struct(jnp.int32)
   pixels, vector = struct(jnp.uint8, 6, 4, 4, 1), struct(jnp.float32, 1)
-  images = Images(pixels, vector, vector, order, step)
+  images = Images(pixels, vector, vector, Order(order, None), step, NO_AUGMENTATION)
   targets = Targets(struct(jnp.int32, 6), order, step)
 
   def compile_network(*filters):
