@@ -7,15 +7,17 @@ Three searches, one after another, each a process timed from its start to its en
   warm    the same search again, with the cache of the first
   second  another seed with that cache, as the next run of a study would find it
 Beside each of them `benchmarks/torch_replay.py` trains the same networks: the same
-data, the same number of steps, its parent's weights. The two are interleaved, network
-by network: a machine that is slower for some minutes is slower for both. While PyTorch
-trains, the search is stopped, all of its threads, and so is its clock.
+data, the same number of steps, its parent's weights. The two take turns, network by
+network: a machine that is slower for some minutes is slower for both. While it is not
+its turn the search is stopped, all of its threads, and so is its clock.
 
 Completion is left out. The ratio is PyTorch's time to ours, above 1 we are faster.
 `--searches=cold` runs the first alone; `--rounds=3` runs all of them three times.
 """
 
 import argparse
+from collections.abc import Callable
+import functools
 import json
 import os
 import pathlib
@@ -76,8 +78,20 @@ class TorchReplay:
       raise SystemExit('PyTorch ended early')
 
 
-def measure(command: list[str], workdir: str, with_torch: bool) -> dict[str, Any]:
-  """Runs a search that stops after every event, interleaved with PyTorch."""
+def measure(
+  command: list[str],
+  workdir: str,
+  with_torch: bool,
+  on_event: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+  """Runs a search that stops after every event, and PyTorch interleaved with it.
+
+  Args:
+    command: Starts the search.
+    workdir: Its run directory.
+    with_torch: Whether PyTorch trains the same networks.
+    on_event: Called after every event with the figures so far.
+  """
   events = pathlib.Path(workdir, 'events.jsonl')
   replay, stopped = None, 0.0
   start = time.perf_counter()
@@ -93,6 +107,8 @@ def measure(command: list[str], workdir: str, with_torch: bool) -> dict[str, Any
       if with_torch:
         replay = replay or TorchReplay(workdir)
         replay.train(events.read_text().splitlines()[-1])
+      so_far = _figures(events, turn - start - stopped, replay)
+      on_event({'incomplete': True, **so_far})
       stopped += time.perf_counter() - turn
       search.send_signal(signal.SIGCONT)
   except BaseException:
@@ -101,16 +117,24 @@ def measure(command: list[str], workdir: str, with_torch: bool) -> dict[str, Any
   seconds = time.perf_counter() - start - stopped
   if status:
     raise SystemExit(f'failed: {" ".join(command)}')
+  result = _figures(events, seconds, replay)
+  result['peak_memory_mb'] = usage.ru_maxrss / 1024
+  if replay:
+    result['torch']['peak_memory_mb'] = replay.end()
+  return result
+
+
+def _figures(
+  events: pathlib.Path, seconds: float, replay: TorchReplay | None
+) -> dict[str, Any]:
   sums = phases(events)
   result: dict[str, Any] = {
     'seconds': seconds,
-    'peak_memory_mb': usage.ru_maxrss / 1024,
     'phases': sums,
     'share_compiling': sums['compile'] / seconds,
   }
   if replay:
-    memory = replay.end()
-    result['torch'] = {'seconds': replay.seconds, 'peak_memory_mb': memory}
+    result['torch'] = {'seconds': replay.seconds}
     result['ratio'] = replay.seconds / seconds
   return result
 
@@ -138,6 +162,12 @@ def main() -> None:
   names = args.searches.split(',')
   with_torch = 'torch' in environment.versions()
   rounds: list[dict[str, Any]] = []
+
+  def record(name: str, figures: dict[str, Any]) -> None:
+    rounds[-1][name] = figures
+    content = {'config': args.config, 'overrides': overrides, 'rounds': rounds}
+    common.write_json(args.out, content)
+
   for _ in range(args.rounds):
     rounds.append({})
     with tempfile.TemporaryDirectory() as directory:
@@ -153,10 +183,9 @@ def main() -> None:
           f'--config.seed={_SEEDS[name]}',
           *overrides,
         ]
-        rounds[-1][name] = measure(command, workdir, with_torch)
+        on_event = functools.partial(record, name)
+        record(name, measure(command, workdir, with_torch, on_event))
         print(name, json.dumps(rounds[-1][name]), flush=True)
-        content = {'config': args.config, 'overrides': overrides, 'rounds': rounds}
-        common.write_json(args.out, content)
 
   def median(name: str, *keys: str) -> Any:
     values: list[Any] = [result[name] for result in rounds]

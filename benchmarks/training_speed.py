@@ -12,8 +12,9 @@ Our programs keep freed memory (`runtime.allocator`), which PyTorch does not do 
 itself; `tuned` is PyTorch with that same setting. Where PyTorch is not installed only
 our own times are printed. GFLOP/s count three times the forward pass, and are compared
 with a matrix product of 2048 x 2048 in JAX's default precision, float32 on a CPU and
-TF32 on a GPU. On a GPU there is no `tuned`, and since we wait for the device once an
-epoch it wants more than one step to an epoch.
+TF32 on a GPU. There PyTorch may use TF32 as well; `compiled` is PyTorch with
+`torch.compile`, and there is no `tuned`. Since we wait for the device once an epoch, a
+GPU wants more than one step to an epoch.
 """
 
 import argparse
@@ -70,7 +71,9 @@ def jax_steps(network: str, args: argparse.Namespace) -> Callable[[int], None]:
   return steps
 
 
-def torch_steps(network: str, args: argparse.Namespace) -> Callable[[int], None]:
+def torch_steps(
+  network: str, args: argparse.Namespace, compiled: bool = False
+) -> Callable[[int], None]:
   """Returns a function that trains for a number of steps with PyTorch."""
   import torch
   from torch import nn
@@ -80,6 +83,8 @@ def torch_steps(network: str, args: argparse.Namespace) -> Callable[[int], None]
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   torch.set_num_threads(os.cpu_count() or 1)
   torch.manual_seed(0)
+  # TF32 in matrix products, as JAX has it; in convolutions it is PyTorch's default.
+  torch.set_float32_matmul_precision('high')
   layers, channels = [], IMAGE_SHAPE[-1]
   for block in Genotype.parse(common.NETWORKS[network]).blocks:
     size = block.kernel_size
@@ -92,6 +97,8 @@ def torch_steps(network: str, args: argparse.Namespace) -> Callable[[int], None]
   head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, NUM_CLASSES)]
   net: Any = nn.Sequential(*layers, *head)
   net = net.to(device, memory_format=torch.channels_last)
+  if compiled:
+    net = torch.compile(net)
   optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
   height, width, channels = IMAGE_SHAPE
   num_examples = args.batch_size * args.steps_per_epoch
@@ -122,6 +129,13 @@ def tuned_torch_steps(network: str, args: argparse.Namespace) -> Callable[[int],
   return torch_steps(network, args)
 
 
+def compiled_torch_steps(
+  network: str, args: argparse.Namespace
+) -> Callable[[int], None]:
+  """Returns the same with `torch.compile`."""
+  return torch_steps(network, args, compiled=True)
+
+
 def matmul_steps(network: str, args: argparse.Namespace) -> Callable[[int], None]:
   """Returns a function that makes a number of 2048 x 2048 products with JAX."""
   import jax
@@ -144,6 +158,7 @@ WORKERS = {
   'jax': jax_steps,
   'torch': torch_steps,
   'tuned': tuned_torch_steps,
+  'compiled': compiled_torch_steps,
   'matmul': matmul_steps,
 }
 
@@ -152,7 +167,7 @@ class Worker:
   """A process that times steps when it is asked to."""
 
   def __init__(self, name: str, network: str, args: argparse.Namespace):
-    """Starts the process and waits until it has compiled and warmed up."""
+    """Starts the process, which begins to compile and to warm up."""
     arguments = [f'--worker={name}', f'--network={network}']
     arguments += [f'--batch_size={args.batch_size}', f'--dtype={args.dtype}']
     arguments += [f'--steps_per_epoch={args.steps_per_epoch}']
@@ -162,13 +177,21 @@ class Worker:
       stdout=subprocess.PIPE,
       text=True,
     )
-    self.seconds(2 * args.steps_per_epoch)
+    assert self._process.stdin and self._process.stdout
+    self._input, self._output = self._process.stdin, self._process.stdout
+    self._request(2 * args.steps_per_epoch)
+
+  def is_ready(self) -> bool:
+    """Waits for the first steps; returns whether they succeeded."""
+    return bool(self._output.readline())
 
   def seconds(self, count: int) -> float:
     """Returns the mean duration of some steps, in seconds."""
-    assert self._process.stdin and self._process.stdout
-    print(count, file=self._process.stdin, flush=True)
-    return float(self._process.stdout.readline())
+    self._request(count)
+    return float(self._output.readline())
+
+  def _request(self, count: int) -> None:
+    print(count, file=self._input, flush=True)
 
   def close(self) -> None:
     """Ends the process."""
@@ -193,6 +216,9 @@ def measure(network: str, names: list[str], args: argparse.Namespace) -> dict[st
   example = flops.network_flops(genotype, IMAGE_SHAPE, NUM_CLASSES)
   step_flops = 3 * example * args.batch_size
   workers = {name: Worker(name, network, args) for name in names}
+  workers = {name: worker for name, worker in workers.items() if worker.is_ready()}
+  if missing := {'jax', 'matmul'} - workers.keys():
+    raise SystemExit(f'failed: {", ".join(sorted(missing))}')
   epoch = args.steps_per_epoch
   passes = args.round_seconds / (epoch * workers['jax'].seconds(2 * epoch))
   count = epoch * max(1, round(passes))
@@ -242,10 +268,15 @@ def main() -> None:
     names = ['jax', 'matmul']
   elif devices.available_gpus():
     names.remove('tuned')
-  results = {}
+  else:
+    names.remove('compiled')
+  results: dict[str, Any] = {}
+  settings = ('batch_size', 'steps_per_epoch', 'dtype')
   for network in [args.network] if args.network else common.NETWORKS:
     results[network] = measure(network, names, args)
     print(network, json.dumps(results[network]), flush=True)
+    described = {key: getattr(args, key) for key in settings}
+    common.write_json(args.out, {**described, 'networks': results})
 
   def ratio(result: dict[str, Any], name: str) -> str:
     if name not in result['ratios']:
@@ -259,21 +290,16 @@ def main() -> None:
       result['seconds']['jax']['median'] * 1e3,
       ratio(result, 'torch'),
       ratio(result, 'tuned'),
+      ratio(result, 'compiled'),
       result['gflops_per_second']['median'],
       result['share_of_matmul']['median'],
       args.rounds,
     ]
     for network, result in results.items()
   ]
-  common.write_json(
-    args.out,
-    {
-      **{key: getattr(args, key) for key in ('batch_size', 'steps_per_epoch', 'dtype')},
-      'networks': results,
-    },
-  )
   header = ['network', 'ours, ms', 'PyTorch / ours (min-max)', 'tuned PyTorch / ours']
-  common.print_table([*header, 'GFLOP/s', 'share of matmul', 'n'], rows)
+  header += ['compiled PyTorch / ours', 'GFLOP/s', 'share of matmul', 'n']
+  common.print_table(header, rows)
 
 
 if __name__ == '__main__':

@@ -25,6 +25,8 @@ from lamarck_jax.study.results import Study
 FILE_NAME = 'report.html'
 # One script on the page, in this order.
 _SCRIPTS = ('elements.js', 'run.js', 'study.js', 'start.js')
+# What may prevent a report; the last where Plotly was left out of an installation.
+_ERRORS = (UserError, StorageError, OSError, ValueError, LookupError, ImportError)
 
 
 def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -66,7 +68,7 @@ def write_if_possible(workdir: str | os.PathLike[str]) -> pathlib.Path | None:
     if path.exists() and written and path.stat().st_mtime_ns >= max(written):
       return path
     return write(workdir)
-  except (UserError, StorageError, OSError, ValueError, LookupError) as error:
+  except _ERRORS as error:
     logging.warning('no report of %s: %s', workdir, error)
     return None
 

@@ -52,6 +52,13 @@ def test_a_report_that_fails_at_the_end_of_a_search_is_a_warning(tmp_path, caplo
   assert 'no report' in caplog.text
 
 
+def test_a_search_without_plotly_ends_with_a_warning(tmp_path, caplog, monkeypatch):
+  write_search(tmp_path, 2)
+  monkeypatch.setitem(sys.modules, 'plotly.offline', None)  # It cannot be imported.
+  assert html_page.write_if_possible(tmp_path) is None
+  assert 'plotly' in caplog.text
+
+
 def test_a_report_newer_than_the_results_is_not_written_again(tmp_path):
   write_search(tmp_path, 2)
   path = html_page.write_if_possible(tmp_path)
