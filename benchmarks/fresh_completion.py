@@ -1,16 +1,17 @@
 """Completes a study's networks from inherited and from fresh weights.
 
-  python -m benchmarks.fresh_completion STUDY --out=FILE
+  python -m benchmarks.fresh_completion STUDY --out=FILE [--epochs=N]
 
 A study completes a checkpoint from the weights of its search, which inheritance has
-trained for longer. Here the network of every finished run's last checkpoint is also
-completed from fresh weights, on the same schedule, where only the architecture matters.
-Accuracies on the training images show which of the two overfits.
+trained for longer. Here the network of every finished run's last checkpoint, or of that
+at N epochs, is also completed from fresh weights, on the same schedule, where only the
+architecture matters. Accuracies on the training images show which of the two overfits.
 
 STUDY must still have its weights. The same command resumes after an interruption.
 """
 
 import argparse
+from collections.abc import Iterator
 import json
 import pathlib
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 from benchmarks import common
 from lamarck_jax import completion, model, search
 from lamarck_jax.data import datasets
-from lamarck_jax.data.augmentation import Augmentation
+from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.run_directory import records
 from lamarck_jax.runtime import process
@@ -31,12 +32,34 @@ from lamarck_jax.training import Trainer
 _SPLITS = ('train', 'validation', 'test')
 
 
-def measure(path: pathlib.Path, trainer: Trainer) -> dict[str, Any]:
-  """Returns accuracies of a run's last checkpoint, completed from both weights."""
+def find_checkpoints(
+  study: pathlib.Path, epochs: int | None
+) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
+  """Yields the directory of each finished run and its completed checkpoint.
+
+  Args:
+    study: Directory of the study.
+    epochs: The checkpoint's budget; None: the last.
+
+  Raises:
+    UserError: If a run has no such checkpoint.
+  """
+  for path in sorted(study.glob('*/seed*')):
+    result = records.read_result(path)
+    if result is None:
+      continue
+    budgets = {entry['epochs']: entry for entry in result['checkpoints']}
+    wanted = epochs or max(budgets, default=None)
+    if wanted not in budgets:
+      raise UserError(f'epochs: got {wanted} for {path}, want one of {sorted(budgets)}')
+    yield path, budgets[wanted]
+
+
+def measure(
+  path: pathlib.Path, checkpoint: dict[str, Any], trainer: Trainer
+) -> dict[str, Any]:
+  """Returns accuracies of a run's checkpoint, completed from both weights."""
   config = config_dict.ConfigDict(records.read_config(path))
-  result = records.read_result(path)
-  assert result is not None
-  checkpoint = result['checkpoints'][-1]
   genotype = Genotype.from_json(checkpoint)
   number = checkpoint['evaluation']
   key = search.random_key(config.seed, number, search.Purpose.COMPLETION)
@@ -51,6 +74,7 @@ def measure(path: pathlib.Path, trainer: Trainer) -> dict[str, Any]:
   return {
     'setting': path.parent.name,
     'seed': config.seed,
+    'epochs': checkpoint['epochs'],
     'genotype': str(genotype),
     **{
       name: {split: trainer.accuracy(genotype, variables, split) for split in _SPLITS}
@@ -59,45 +83,55 @@ def measure(path: pathlib.Path, trainer: Trainer) -> dict[str, Any]:
   }
 
 
-def main() -> None:
-  """Completes the networks that are missing from the file, and prints means."""
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('study')
-  parser.add_argument('--out', required=True)
-  arguments = parser.parse_args()
-
-  out = pathlib.Path(arguments.out)
-  runs = json.loads(out.read_text())['runs'] if out.exists() else []
-  done = {(run['setting'], run['seed']) for run in runs}
-  trainer = None
-  for path in sorted(pathlib.Path(arguments.study).glob('*/seed*')):
-    seed = int(path.name.removeprefix('seed'))
-    if (path.parent.name, seed) in done or not (path / 'result.json').exists():
-      continue
-    if trainer is None:
-      config = config_dict.ConfigDict(records.read_config(path))
-      process.configure(config)
-      dataset = datasets.load(**config.dataset)
-      trainer = Trainer(
-        dataset,
-        batch_size=config.batch_size,
-        augmentation=Augmentation(**config.augmentation),
-      )
-    runs.append(measure(path, trainer))
-    common.write_json(arguments.out, {'runs': runs})
-
+def print_means(runs: list[dict[str, Any]]) -> None:
+  """Prints mean and standard deviation of each setting and checkpoint."""
   rows = []
-  for setting in sorted({run['setting'] for run in runs}):
-    group = [run for run in runs if run['setting'] == setting]
-    row = [setting, len(group)]
+  for setting, epochs in sorted({(run['setting'], run['epochs']) for run in runs}):
+    group = [
+      run for run in runs if (run['setting'], run['epochs']) == (setting, epochs)
+    ]
+    row = [setting, epochs, len(group)]
     for name in ('searched', 'fresh'):
       for split in ('train', 'test'):
         values = 100 * np.array([run[name][split] for run in group])
         std = values.std(ddof=1) if len(values) > 1 else float('nan')
         row.append(f'{values.mean():.1f}±{std:.1f}')
     rows.append(row)
-  header = ['setting', 'n', 'searched: train', 'test', 'fresh: train', 'test']
+  header = ['setting', 'epochs', 'n', 'searched: train', 'test', 'fresh: train', 'test']
   common.print_table(header, rows)
+
+
+def main() -> None:
+  """Completes the networks that are missing from the file, and prints means."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('study', type=pathlib.Path)
+  parser.add_argument('--out', required=True, type=pathlib.Path)
+  parser.add_argument('--epochs', type=int)
+  arguments = parser.parse_args()
+
+  out = arguments.out
+  runs = json.loads(out.read_text())['runs'] if out.exists() else []
+  done = {(run['setting'], run['seed'], run['epochs']) for run in runs}
+  trainers: dict[str, Trainer] = {}  # Settings may differ in augmentation, for example.
+  for path, checkpoint in find_checkpoints(arguments.study, arguments.epochs):
+    seed = int(path.name.removeprefix('seed'))
+    if (path.parent.name, seed, checkpoint['epochs']) in done:
+      continue
+    config = config_dict.ConfigDict(records.read_config(path))
+    if not trainers:
+      process.configure(config)
+    fields = 'dataset', 'batch_size', 'compute_dtype', 'augmentation'
+    kind = str([config[field] for field in fields])
+    if kind not in trainers:
+      trainers[kind] = Trainer(
+        datasets.load(**config.dataset),
+        batch_size=config.batch_size,
+        compute_dtype=config.compute_dtype,
+        augmentation=Augmentation(**config.augmentation),
+      )
+    runs.append(measure(path, checkpoint, trainers[kind]))
+    common.write_json(str(out), {'runs': runs})
+  print_means(runs)
 
 
 if __name__ == '__main__':

@@ -56,8 +56,8 @@ def complete(
 
   Returns:
     `evaluation`, the genotype's fields, `fitness` before completion, and after it
-    `validation_accuracy`, `test_accuracy`, `test_accuracy_by_class` (None for a class
-    without test examples) and `seconds`.
+    `training_accuracy`, `validation_accuracy`, `test_accuracy`,
+    `test_accuracy_by_class` (None for a class without test examples) and `seconds`.
   """
   outcome = directory.read_completed(individual.evaluation)
   if outcome is not None:
@@ -101,6 +101,7 @@ def _outcome(
     'evaluation': individual.evaluation,
     **genotype.to_json(),
     'fitness': individual.fitness,
+    'training_accuracy': trainer.accuracy(genotype, variables, 'train'),
     'validation_accuracy': trainer.accuracy(genotype, variables, 'validation'),
     'test_accuracy': int(correct.sum()) / int(totals.sum()),
     'test_accuracy_by_class': {

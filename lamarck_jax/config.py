@@ -18,6 +18,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
   'baseline_2': {'inheritance': 'none', 'epochs_per_evaluation': 16},
   'overlap': {'inheritance': 'overlap'},
   'net2net': {'inheritance': 'net2net'},
+  'random_search': {'algorithm': 'random_search', 'inheritance': 'none'},
 }
 PAPER_SETTINGS = ('lamarckian', 'baseline_1', 'baseline_2')
 
@@ -25,6 +26,9 @@ PAPER_SETTINGS = ('lamarckian', 'baseline_1', 'baseline_2')
 INHERITANCE_MODES = tuple(
   dict.fromkeys(changes['inheritance'] for changes in SETTINGS.values())
 )
+
+# Each has a module with its pure init, ask and tell; see `search_state`.
+ALGORITHMS = ('one_plus_one', 'random_search')
 
 # Fields that say where things are; a run may be resumed with other values.
 LOCATIONS = ('dataset.data_dir', 'dataset.manual_dir')
@@ -107,6 +111,12 @@ def _epochs_per_evaluation(value: Any, config: config_dict.ConfigDict) -> str | 
   return _integer(1, config.budget_epochs)(value, config)
 
 
+def _inheritance(value: Any, config: config_dict.ConfigDict) -> str | None:
+  if config.algorithm == 'random_search' and value != 'none':
+    return "'none': networks of random_search have no parents"
+  return _one_of(INHERITANCE_MODES)(value, config)
+
+
 def _kernel_sizes(values: Any, config: config_dict.ConfigDict) -> str | None:
   if wanted := _integers(1)(values, config):
     return wanted
@@ -163,8 +173,10 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   'learning_rate': (1e-3, _positive),
   # 'cosine' decays it to 0 within each evaluation.
   'learning_rate_schedule': ('constant', _one_of(('constant', 'cosine'))),
+  # 'one_plus_one' is Algorithm 1.
+  'algorithm': ('one_plus_one', _one_of(ALGORITHMS)),
   # The mode of inheritance; 'none': all weights are fresh.
-  'inheritance': ('lamarckian', _one_of(INHERITANCE_MODES)),
+  'inheritance': ('lamarckian', _inheritance),
   # Noise on filters copied by net2net, in units of their kernel's standard deviation.
   'inheritance_noise': (0.03, _number(0, 10)),
   # Shrink and perturb: inherited weights are scaled by it, and fresh ones added at 1
@@ -182,6 +194,8 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   'niching.rate': (0.1, _number(0, 1)),
   # k: evaluations in a niche.
   'niching.iterations': (5, _integer(1)),
+  # The depth of a network is uniform on 1 to this.
+  'random_search.max_blocks': (10, _integer(1)),
   # F: filter counts, ascending.
   'search_space.filters': ((16, 32, 64, 96, 128, 192, 256), _integers(1)),
   # K: kernel sizes.

@@ -6,9 +6,7 @@ and its clock. How the run is recorded and restored is in `run_directory`.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import dataclasses
 import datetime
-import enum
 import math
 import os
 from typing import Any
@@ -19,7 +17,6 @@ from ml_collections import config_dict
 
 from lamarck_jax import (
   completion,
-  evolution,
   flops,
   inheritance,
   model,
@@ -29,103 +26,20 @@ from lamarck_jax import (
 from lamarck_jax import config as config_lib
 from lamarck_jax.data import datasets
 from lamarck_jax.data.augmentation import Augmentation
-from lamarck_jax.evolution import EvolutionState, Individual
-from lamarck_jax.genotype import Genotype, SearchSpace
+from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 from lamarck_jax.run_directory import history, lock, records
 from lamarck_jax.run_directory.progress import Progress, print_dataset
 from lamarck_jax.runtime import allocator, environment, stopwatch
+from lamarck_jax.search_state import (
+  Purpose,
+  SearchState,
+  initial_state,
+  random_key,
+)
 from lamarck_jax.training import Trainer
 
 Event = dict[str, Any]
-
-
-class Purpose(enum.IntEnum):
-  """What a random key is for; the numbers are part of what a seed means."""
-
-  MUTATION = 0
-  NICHING = 1
-  INITIALISATION = 2
-  TRAINING = 3
-  COMPLETION = 4
-
-
-def random_key(seed: int, evaluation: int, purpose: Purpose) -> jax.Array:
-  """Returns the key of one use of randomness in an evaluation.
-
-  Keys are folded, never carried along, so a resumed search draws the same numbers.
-  """
-  key = jax.random.fold_in(jax.random.key(seed), evaluation)
-  return jax.random.fold_in(key, purpose)
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchState:
-  """The algorithm's state and the checkpoints: a fold of `tell` over the events.
-
-  Attributes:
-    seed: The seed of the search.
-    evolution: State of the (1+1)-EA.
-    checkpoints: The best individual so far at each budget, in epochs.
-  """
-
-  seed: int
-  evolution: EvolutionState
-  checkpoints: dict[int, Individual | None]
-
-  def key(self, purpose: Purpose) -> jax.Array:
-    """Returns a key of the next evaluation."""
-    return random_key(self.seed, self.evolution.num_evaluations, purpose)
-
-  def ask(self) -> Genotype:
-    """Returns the next child."""
-    return evolution.ask(self.key(Purpose.MUTATION), self.evolution)
-
-  def tell(self, child: Genotype, fitness: float | None) -> 'SearchState':
-    """Returns the state after an evaluation, as `evolution.tell` does."""
-    state = evolution.tell(self.key(Purpose.NICHING), self.evolution, child, fitness)
-    checkpoints = {
-      # The last evaluation may exceed the whole budget; it counts all the same.
-      budget: state.best
-      if state.epochs_used <= budget or budget == state.budget_epochs
-      else best
-      for budget, best in self.checkpoints.items()
-    }
-    return SearchState(self.seed, state, checkpoints)
-
-  @property
-  def living(self) -> set[int]:
-    """The evaluations of the individuals that can still have children."""
-    niche = self.evolution.niche
-    individuals = {self.evolution.parent, niche.origin if niche else None}
-    return {individual.evaluation for individual in individuals if individual}
-
-  @property
-  def needed(self) -> set[int]:
-    """The evaluations whose weights are still needed."""
-    best = self.checkpoints.values()
-    return self.living | {individual.evaluation for individual in best if individual}
-
-
-def initial_state(config: config_dict.ConfigDict) -> SearchState:
-  """Returns the state before the first evaluation of a configuration."""
-  space = config.search_space
-  state = evolution.init(
-    SearchSpace(
-      tuple(space.filters),
-      tuple(space.kernel_sizes),
-      tuple(space.strides),
-      space.max_downsampling,
-    ),
-    budget_epochs=config.budget_epochs,
-    epochs_per_evaluation=config.epochs_per_evaluation,
-    niching_rate=config.niching.rate,
-    niching_iterations=config.niching.iterations,
-  )
-  budgets = [n for n in config.checkpoint_epochs if n < config.budget_epochs]
-  return SearchState(
-    config.seed, state, dict.fromkeys([*budgets, config.budget_epochs])
-  )
 
 
 def learning_rates(config: config_dict.ConfigDict) -> list[float]:
@@ -194,7 +108,7 @@ def _search(
   trainer: Trainer,
   on_event: Callable[[Event], None] | None,
 ) -> SearchState:
-  """Runs Algorithm 1 to the end of the budget, from where the directory has it."""
+  """Runs the algorithm to the end of the budget, from where the directory has it."""
   *_, channels = trainer.image_shape
 
   def shapes(genotype: Genotype) -> Variables:
@@ -357,6 +271,7 @@ def _record(
   seconds, child, fitness = trial.stopwatch.seconds, trial.child, trial.fitness
   before, best = trial.state.evolution, state.evolution.best
   parent = before.parent
+  beaten = parent or before.best  # In random search, children have no parent.
   event = {
     'evaluation': trial.evaluation,
     **child.to_json(),
@@ -365,7 +280,7 @@ def _record(
     'fitness_at_birth': trial.fitness_before,
     'fitness': fitness or 0.0,
     'failure': trial.failure,
-    'accepted': fitness is not None and (parent is None or fitness > parent.fitness),
+    'accepted': fitness is not None and (beaten is None or fitness > beaten.fitness),
     'niche': before.niche.origin.evaluation if before.niche else None,
     'epochs_used': state.evolution.epochs_used,
     'flops': trial.examples * trial.flops,

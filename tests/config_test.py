@@ -65,6 +65,8 @@ _BAD = [
   ('learning_rate', math.inf),
   ('learning_rate', None),
   ('learning_rate_schedule', 'linear'),
+  ('algorithm', 'two_plus_two'),
+  ('algorithm', None),
   ('inheritance', 'darwinian'),
   ('inheritance', None),
   ('inheritance', ''),
@@ -88,6 +90,8 @@ _BAD = [
   ('niching.rate', None),
   ('niching.iterations', 0),
   ('niching.iterations', 2.5),
+  ('random_search.max_blocks', 0),
+  ('random_search.max_blocks', 2.5),
   ('search_space.filters', ()),
   ('search_space.filters', (0, 16)),
   ('search_space.filters', (32, 16)),
@@ -156,6 +160,11 @@ def test_a_bad_value_is_refused_in_one_line_by_field_and_value(field, value):
   assert '\n' not in message
 
 
+def test_random_search_refuses_inheritance():
+  with pytest.raises(UserError, match=r"^config\.inheritance: .* want 'none'"):
+    config_lib.validate(_config({'algorithm': 'random_search'}))
+
+
 def _leaves(config: config_dict.ConfigDict, prefix: str = '') -> set[str]:
   names: set[str] = set()
   for name, value in config.items():
@@ -182,6 +191,7 @@ def test_every_field_has_bad_values():
     {'inheritance': 'none'},
     {'inheritance_shrink': 0.6, 'completion.shrink': 1},
     {'augmentation.flip': True, 'augmentation.shift': 4},
+    {'algorithm': 'random_search', 'inheritance': 'none'},
     {'compute_dtype': 'bfloat16'},
     {'niching.rate': 0.0},
     {'niching.rate': 1},
@@ -263,13 +273,14 @@ def test_the_settings_differ_in_inheritance_and_epochs_alone():
   }
   assert set(configs) == {
     *('lamarckian', 'baseline_1', 'baseline_2'),
-    *('overlap', 'net2net'),
+    *('overlap', 'net2net', 'random_search'),
   }
   for setting, differing in (
     ('baseline_1', {'setting', 'inheritance'}),
     ('baseline_2', {'setting', 'inheritance', 'epochs_per_evaluation'}),
     ('overlap', {'setting', 'inheritance'}),
     ('net2net', {'setting', 'inheritance'}),
+    ('random_search', {'setting', 'inheritance', 'algorithm'}),
   ):
     names = config_lib.differing_fields(configs['lamarckian'], configs[setting])
     assert set(names) == differing
@@ -299,7 +310,11 @@ def test_a_config_file_is_valid_in_every_setting(name, setting):
   assert config.is_locked
   assert config.setting == setting
   assert config.inheritance == ('lamarckian' if setting == 'lamarckian' else 'none')
-  own = {'own_images': 'folder:images'}
+  own = {
+    'own_images': 'folder:images',
+    'cifar10_8px': 'cifar10',
+    'cifar10_quarter': 'cifar10',
+  }
   assert config.dataset.name == own.get(name, name.removesuffix('_small'))
   assert max(config.checkpoint_epochs) <= config.budget_epochs
 
@@ -325,6 +340,7 @@ def test_a_config_file_of_the_paper_holds_its_values(name, setting):
     'batch_size': 512,
     'learning_rate': 0.001,
     'learning_rate_schedule': 'constant',
+    'algorithm': 'one_plus_one',
     'inheritance': inheritance,
     'inheritance_noise': 0.03,
     'inheritance_shrink': 1.0,
@@ -333,6 +349,7 @@ def test_a_config_file_of_the_paper_holds_its_values(name, setting):
     'max_flops': None,
     'max_seconds_per_evaluation': None,
     'niching': {'rate': 0.1, 'iterations': 5},
+    'random_search': {'max_blocks': 10},
     'search_space': {
       'filters': (16, 32, 64, 96, 128, 192, 256),
       'kernel_sizes': (1, 3, 5),
@@ -358,7 +375,9 @@ def test_a_config_file_of_the_paper_holds_its_values(name, setting):
   }
 
 
-@pytest.mark.parametrize('name', ['digits', 'cifar10_small'])
+@pytest.mark.parametrize(
+  'name', ['digits', 'cifar10_small', 'cifar10_8px', 'cifar10_quarter']
+)
 def test_a_small_config_file_keeps_the_papers_algorithm(name):
   config = _load(name)
   paper = _load('cifar10')

@@ -22,7 +22,7 @@ def imports_of(name: str, everywhere: bool = True) -> set[str]:
     everywhere: Inside functions too, or at import alone.
   """
   tree = ast.parse(_MODULES[name].read_text())
-  found = set()
+  found: set[str] = set()
   for node in ast.walk(tree) if everywhere else tree.body:
     if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('lamarck'):
       for alias in node.names:
@@ -35,7 +35,8 @@ def imports_of(name: str, everywhere: bool = True) -> set[str]:
 
 def reachable(name: str) -> set[str]:
   """Returns all modules that a module imports, directly or not."""
-  found, waiting = set(), {name}
+  found: set[str] = set()
+  waiting = {name}
   while waiting:
     waiting = set().union(*map(imports_of, waiting)) - found
     found |= waiting

@@ -182,7 +182,7 @@ def test_the_test_split_is_used_only_for_completed_checkpoints(
   monkeypatch.setattr(training.Trainer, 'num_correct', recorded)
   result = search.run(tiny_config, tmp_path / 'run')
   completed = {checkpoint['evaluation'] for checkpoint in result['checkpoints']}
-  assert calls == ['validation'] * 16 + ['test', 'validation'] * len(completed)
+  assert calls == ['validation'] * 16 + ['test', 'train', 'validation'] * len(completed)
 
 
 def test_the_learning_rate_of_an_evaluation_is_constant_or_a_cosine(tiny_config):

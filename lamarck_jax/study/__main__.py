@@ -32,7 +32,8 @@ def _define_flags() -> None:
   flags.DEFINE_list(
     'settings',
     list(config_lib.PAPER_SETTINGS),
-    'Settings; the first is compared with each of the others.',
+    'Settings; the first is compared with each of the others. A variant of one is'
+    ' NAME=SETTING+FIELD=VALUE+..., such as slow=lamarckian+learning_rate=3e-4.',
   )
   flags.DEFINE_integer(
     'num_seeds',

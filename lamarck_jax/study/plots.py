@@ -31,6 +31,8 @@ STYLES = (
   Style('#000000', (0, (5, 1, 1, 1, 1, 1)), 'v'),  # type: ignore[arg-type]
 )
 _PAPER_BUDGET_EPOCHS = 512
+# Between the boxes of two settings, as a share of the budget.
+_BOX_DISTANCE = 0.022
 
 
 def paper_table_1() -> list[dict[str, Any]]:
@@ -59,7 +61,8 @@ def label(setting: Setting) -> str:
     'overlap': 'overlap inherited',
     'net2net': 'Net2Net',
   }.get(setting.inheritance, setting.inheritance)
-  if setting.name not in config.SETTINGS:
+  # The mode would not tell these from other settings.
+  if setting.name not in config.SETTINGS or setting.name == 'random_search':
     how = setting.name.replace('_', ' ')
   return f'{how}, e = {setting.epochs_per_evaluation} (n = {len(setting.runs)})'
 
@@ -67,9 +70,9 @@ def label(setting: Setting) -> str:
 def draw_accuracy(axes: Axes, study: Study, paper: bool = False) -> None:
   """Draws Figure 2: accuracy against the epochs used.
 
-  A dot is the best validation accuracy of a run so far, a line their mean. A box is
-  the mean test accuracy of a checkpoint trained to completion, its whiskers one
-  standard deviation.
+  A dot is the best validation accuracy of a run so far, a line their mean. A box shows
+  the test accuracies of a checkpoint trained to completion: their quartiles, the mean,
+  and as whiskers, like the paper's, one standard deviation.
 
   Args:
     axes: Where to draw.
@@ -84,15 +87,17 @@ def draw_accuracy(axes: Axes, study: Study, paper: bool = False) -> None:
     style = STYLES[index % len(STYLES)]
     _draw_runs(axes, setting, style)
     # Side by side, since all settings are tested at the same budgets.
-    offset = (index - (len(study.settings) - 1) / 2) * 0.022 * budget
+    offset = (index - (len(study.settings) - 1) / 2) * _BOX_DISTANCE * budget
     for epochs in study.checkpoint_epochs:
-      summary = analysis.summarise(setting.test_accuracies(epochs))
-      if summary.n:
-        _draw_box(axes, epochs + offset, summary.mean, summary.std, style)
+      accuracies = setting.test_accuracies(epochs)
+      if accuracies:
+        width = 0.8 * _BOX_DISTANCE * budget
+        _draw_box(axes, epochs + offset, width, accuracies, style)
     if paper:
       _draw_paper(axes, study, setting, offset, style)
   _add_box_labels(axes, paper and _is_in_paper(study))
-  axes.set_xlim(0, budget * 1.06)
+  margin = (len(study.settings) / 2 + 1) * _BOX_DISTANCE
+  axes.set_xlim(0, budget * (1 + max(margin, 0.06)))
   axes.set_xlabel('training epochs used by the search')
   axes.set_ylabel('accuracy')
   axes.yaxis.set_major_formatter(PercentFormatter(1))
@@ -162,8 +167,18 @@ def _draw_paper(
   for row in paper_table_1():
     if (row['dataset'], row['inheritance'], row['e']) == ours:
       x = row['epochs'] / _PAPER_BUDGET_EPOCHS * study.budget_epochs + offset
-      mean, std = row['mean'] / 100, row['std'] / 100
-      _draw_box(axes, x, mean, std, style, hollow=True)
+      axes.errorbar(
+        x,
+        row['mean'] / 100,
+        yerr=row['std'] / 100,
+        fmt=style.marker,
+        markersize=7,
+        markerfacecolor='white',
+        color=style.color,
+        elinewidth=1,
+        capsize=4,
+        zorder=5,
+      )
 
 
 def _is_in_paper(study: Study) -> bool:
@@ -171,29 +186,56 @@ def _is_in_paper(study: Study) -> bool:
 
 
 def _draw_box(
-  axes: Axes, x: float, mean: float, std: float, style: Style, hollow: bool = False
+  axes: Axes, x: float, width: float, accuracies: list[float], style: Style
 ) -> None:
-  axes.errorbar(
-    x,
-    mean,
-    yerr=None if np.isnan(std) else std,
-    fmt=style.marker,
-    markersize=7,
-    markerfacecolor='white' if hollow else style.color,
-    markeredgecolor=style.color if hollow else 'black',
-    ecolor=style.color if hollow else 'black',
-    elinewidth=1,
-    capsize=4,
+  summary = analysis.summarise(accuracies)
+  low, high = np.quantile(accuracies, (0.25, 0.75))
+  std = 0 if np.isnan(summary.std) else summary.std
+  black = {'color': 'black', 'linewidth': 1}
+  axes.bxp(
+    [
+      {
+        'med': summary.mean,
+        'q1': low,
+        'q3': high,
+        'whislo': summary.mean - std,
+        'whishi': summary.mean + std,
+      }
+    ],
+    positions=[x],
+    widths=width,
+    patch_artist=True,
+    showfliers=False,
+    manage_ticks=False,
+    boxprops={'facecolor': style.color, 'edgecolor': 'black', 'linewidth': 1},
+    medianprops={**black, 'linewidth': 2},
+    whiskerprops=black,
+    capprops=black,
     zorder=4,
   )
 
 
 def _add_box_labels(axes: Axes, paper: bool) -> None:
   """Adds entries to the legend that explain the boxes of all settings."""
-  box: dict[str, Any] = {'fmt': 'o', 'color': 'black', 'markersize': 7, 'capsize': 4}
-  axes.errorbar([], [], [], **box, label='test accuracy, mean ± std')
+  axes.fill(
+    [],
+    [],
+    facecolor='0.8',
+    edgecolor='black',
+    label='test accuracy: quartiles, mean ± std',
+  )
   if paper:
-    axes.errorbar([], [], [], **box, fillstyle='none', label="the paper's")
+    axes.errorbar(
+      [],
+      [],
+      [],
+      fmt='o',
+      color='black',
+      markersize=7,
+      markerfacecolor='white',
+      capsize=4,
+      label="the paper's mean ± std",
+    )
 
 
 def _finish(axes: Axes) -> None:

@@ -31,6 +31,7 @@ class Run:
     seconds: Duration of the search, without completion.
     best: Blocks of the best network, (filters, kernel size, stride) each.
     test_accuracy: Test accuracy after completion, by the checkpoint's epochs.
+    training_accuracy: The same on the training images; empty for runs that predate it.
   """
 
   seed: int
@@ -42,6 +43,7 @@ class Run:
   seconds: float
   best: tuple[tuple[int, int, int], ...]
   test_accuracy: Mapping[int, float]
+  training_accuracy: Mapping[int, float] = dataclasses.field(default_factory=dict)
 
   def best_fitness_at(self, epochs: float) -> float:
     """Returns the best validation accuracy within `epochs`; NaN if there is none."""
@@ -76,8 +78,12 @@ class Setting:
 
   def test_accuracies(self, epochs: int) -> list[float]:
     """Returns the test accuracies at a checkpoint, of the runs that have it."""
-    found = [run.test_accuracy.get(epochs) for run in self.runs]
-    return [accuracy for accuracy in found if accuracy is not None]
+    return [r.test_accuracy[epochs] for r in self.runs if epochs in r.test_accuracy]
+
+  def training_accuracies(self, epochs: int) -> list[float]:
+    """Returns the training accuracies at a checkpoint, of the runs that have it."""
+    runs = [run for run in self.runs if epochs in run.training_accuracy]
+    return [run.training_accuracy[epochs] for run in runs]
 
   def best_fitnesses(self, epochs: float) -> list[float]:
     """Returns the best validation accuracy of each run within `epochs`."""
@@ -196,6 +202,7 @@ def _read_run(path: pathlib.Path, seed: int) -> Run:
       best_num_blocks.append(len(event['genotype']))
     else:
       best_num_blocks.append(best_num_blocks[-1])
+  checkpoints = result['checkpoints']
   return Run(
     seed,
     tuple(event['epochs_used'] for event in events),
@@ -205,7 +212,12 @@ def _read_run(path: pathlib.Path, seed: int) -> Run:
     result['flops'],
     result['seconds'],
     tuple(tuple(block) for block in result['best']['genotype']),
-    {entry['epochs']: entry['test_accuracy'] for entry in result['checkpoints']},
+    {entry['epochs']: entry['test_accuracy'] for entry in checkpoints},
+    {
+      entry['epochs']: entry['training_accuracy']
+      for entry in checkpoints
+      if 'training_accuracy' in entry
+    },
   )
 
 
@@ -249,13 +261,14 @@ def _study_from_json(content: dict[str, Any]) -> Study:
   for setting in content.pop('settings'):
     runs = []
     for run in setting.pop('runs'):
-      accuracies = {int(key): value for key, value in run.pop('test_accuracy').items()}
+      for name in ('test_accuracy', 'training_accuracy'):
+        run[name] = {int(key): value for key, value in run.get(name, {}).items()}
       best = tuple(tuple(block) for block in run.pop('best'))
       fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in run.items()
       }
-      runs.append(Run(**fields, best=best, test_accuracy=accuracies))
+      runs.append(Run(**fields, best=best))
     missing = {int(seed): reason for seed, reason in setting.pop('missing').items()}
     settings.append(Setting(**setting, runs=tuple(runs), missing=missing))
   checkpoints = tuple(content.pop('checkpoint_epochs'))

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
+import dataclasses
 import os
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -99,7 +101,7 @@ def make_tasks(
   Args:
     config_file: Configuration file, without a setting.
     overrides: Values of fields, by dotted name, for all settings.
-    settings: Names of settings.
+    settings: Names of settings, or variants, see `Variant.parse`.
     num_seeds: Number of seeds; they count up from `seed` of the configuration.
     workdir: Directory of the study.
     xla_cache_dir: Folder of compiled programs.
@@ -111,12 +113,19 @@ def make_tasks(
     raise UserError('settings: got none, want names such as lamarckian,baseline_1')
   # A worker on another node has another current directory.
   root = pathlib.Path(workdir).absolute()
-  configs = {name: _load_config(config_file, name) for name in settings}
+  variants = [Variant.parse(text) for text in settings]
+  configs = {}
+  for variant in variants:
+    if variant.name in configs:
+      raise UserError(f'settings: got {variant.name!r} twice, want different names')
+    configs[variant.name] = _load_config(config_file, variant)
   tasks = []
   for index in range(num_seeds):
-    for setting, config in configs.items():
+    for setting, (config, own_overrides) in configs.items():
       config = config.copy_and_resolve_references()
-      config.update_from_flattened_dict(dict(overrides))
+      # What a variant sets is what it is about, so it takes precedence.
+      config.update_from_flattened_dict({**overrides, **own_overrides})
+      config.setting = setting
       config.seed += index
       config_lib.validate(config)
       path = root / setting / f'seed{config.seed}'
@@ -127,14 +136,66 @@ def make_tasks(
   return tasks
 
 
-def _load_config(config_file: str, setting: str) -> config_dict.ConfigDict:
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """A setting with other values of some fields.
+
+  Attributes:
+    name: Its name in the study, which its folder has too.
+    setting: The setting of the configuration file.
+    fields: `FIELD=VALUE` each.
+  """
+
+  name: str
+  setting: str
+  fields: tuple[str, ...] = ()
+
+  @classmethod
+  def parse(cls, text: str) -> 'Variant':
+    """Returns the variant of a text, `SETTING` or `NAME=SETTING+FIELD=VALUE+...`.
+
+    Raises:
+      UserError: If it is neither, or the name or a field is unfit.
+    """
+    start, *fields = text.split('+')
+    name, equals, setting = start.partition('=')
+    if not equals and not fields:
+      return cls(text, text)
+    if not re.fullmatch('[A-Za-z0-9_-]+', name) or not setting or not fields:
+      raise UserError(
+        f'settings: got {text!r}, want SETTING or NAME=SETTING+FIELD=VALUE+..., a name'
+        ' of letters, digits, _ and -'
+      )
+    if name in config_lib.SETTINGS:
+      raise UserError(f'settings: got {text!r}, want a name that is not a setting')
+    for field in fields:
+      if field.partition('=')[0] not in config_lib.FIELDS or '=' not in field:
+        raise UserError(
+          f'settings: got {field!r} in {text!r}, want FIELD=VALUE of a configuration'
+        )
+    return cls(name, setting, tuple(fields))
+
+
+def _load_config(
+  config_file: str, variant: Variant
+) -> tuple[config_dict.ConfigDict, dict[str, Any]]:
+  """Returns the configuration of a variant's setting, and the variant's own values."""
+  argv = ['study', f'--config={config_file}:{variant.setting}']
+  argv += [f'--config.{field}' for field in variant.fields]
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', flag_values=values)
-  values(['study', f'--config={config_file}:{setting}'])
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+  try:
+    values(argv)
+  except flags.Error as error:
+    raise UserError(
+      f'settings: got {variant.name!r} with a bad value: {error}'
+    ) from error
   config = values.config
-  if config.setting != setting:
-    raise UserError(f'settings: got {setting!r}, want a setting of {config_file}')
-  return config
+  if config.setting != variant.setting:
+    raise UserError(
+      f'settings: got {variant.setting!r}, want a setting of {config_file}'
+    )
+  return config, config_flags.get_override_values(values['config'])
 
 
 class Progress:

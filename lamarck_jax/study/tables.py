@@ -41,11 +41,19 @@ def table(study: Study) -> list[dict[str, str]]:
       for name in ('min', 'mean', 'std', 'max'):
         row[f'{name}@{epochs}'] = _percent(getattr(summary, name))
       row[f'n@{epochs}'] = str(summary.n)
+      if _has_training_accuracies(study):
+        summary = analysis.summarise(setting.training_accuracies(epochs))
+        row[f'training mean@{epochs}'] = _percent(summary.mean)
+        row[f'training std@{epochs}'] = _percent(summary.std)
     flops = [run.flops for run in setting.runs]
     row['mean FLOPs'] = f'{np.mean(flops):.2e}' if flops else '-'
     row['missing runs'] = str(len(setting.missing))
     rows.append(row)
   return rows
+
+
+def _has_training_accuracies(study: Study) -> bool:
+  return any(run.training_accuracy for s in study.settings for run in s.runs)
 
 
 def _percent(value: float) -> str:
@@ -69,9 +77,16 @@ def report(study: Study) -> str:
   parts.append(f'FLOPs of all {num_runs} searches: {total:.2e}')
   if comparisons := analysis.compare(study):
     parts += [
-      'One-sided Mann-Whitney U tests (effect: chance that a run of the first is'
-      ' better; p Holm: corrected over the tests of a measure):',
+      'One-sided Mann-Whitney U tests (difference: of the means, in points; effect:'
+      ' chance that a run of the first is better; p Holm: corrected over the tests of a'
+      ' measure; in brackets 95% bootstrap intervals):',
       _comparison_table(comparisons),
+    ]
+    parts += [
+      _early_sentence(comparison)
+      for comparison in comparisons
+      if comparison.measure == 'test accuracy'
+      and comparison.greater_epochs < comparison.other_epochs
     ]
   if study.settings:
     faster, *others = study.settings
@@ -87,36 +102,55 @@ def report(study: Study) -> str:
 
 
 def _accuracy_table(study: Study) -> str:
-  header = ['data', 'inheritance', 'e']
+  header = ['data', 'setting', 'inheritance', 'e']
   for epochs in study.checkpoint_epochs:
     header += [f'{name} @{epochs} epochs' for name in ('min', 'mean', 'max', 'n')]
+    if _has_training_accuracies(study):
+      header.append(f'training mean @{epochs} epochs')
   header += ['FLOPs per run']
   rows = []
   for row in table(study):
-    cells = [row['data'], row['inheritance'], row['e']]
+    cells = [row['data'], row['setting'], row['inheritance'], row['e']]
     for n in study.checkpoint_epochs:
       mean = f'{row[f"mean@{n}"]}±{row[f"std@{n}"]}'
       cells += [row[f'min@{n}'], mean, row[f'max@{n}'], row[f'n@{n}']]
+      if f'training mean@{n}' in row:
+        cells.append(f'{row[f"training mean@{n}"]}±{row[f"training std@{n}"]}')
     rows.append([*cells, row['mean FLOPs']])
   return markdown(header, rows)
 
 
 def _comparison_table(comparisons: Sequence[Comparison]) -> str:
-  header = ['measure', 'greater', 'than', 'n', 'U', 'effect', 'p', 'p Holm']
+  header = ['measure', 'greater', 'than', 'n', 'difference', 'effect']
+  header += ['U', 'p', 'p Holm']
   rows = [
     [
       c.measure,
       f'{c.greater} @{c.greater_epochs}',
       f'{c.other} @{c.other_epochs}',
       f'{c.n[0]}, {c.n[1]}',
+      _points(c),
+      f'{c.effect:.2f} ({c.effect_interval.low:.2f} to {c.effect_interval.high:.2f})',
       f'{c.u:g}',
-      f'{c.effect:.2f}',
       f'{c.p:.2g}',
       f'{c.p_holm:.2g}',
     ]
     for c in comparisons
   ]
   return markdown(header, rows)
+
+
+def _points(comparison: Comparison) -> str:
+  """Returns the difference of the means in points, with its interval."""
+  low, high = (100 * end for end in comparison.difference_interval)
+  return f'{100 * comparison.difference:+.1f} ({low:+.1f} to {high:+.1f})'
+
+
+def _early_sentence(c: Comparison) -> str:
+  return (
+    f'Data efficiency in test accuracy: {c.greater} at {c.greater_epochs} epochs less'
+    f' {c.other} at {c.other_epochs}: {_points(c)} points, p = {c.p:.2g}.'
+  )
 
 
 def _efficiency_sentence(efficiency: DataEfficiency) -> str:

@@ -56,6 +56,36 @@ def test_comparisons_are_one_sided_and_agree_with_scipy(make_study):
   assert comparison.effect == pytest.approx(wins)
 
 
+def test_intervals_are_those_of_resampled_runs(make_study):
+  rng = np.random.default_rng(0)
+  first, second = rng.uniform(0.2, 1, (12, 1)), rng.uniform(0, 0.8, (9, 1))
+  study = make_study(first.tolist(), second.tolist())
+  comparison = next(c for c in analysis.compare(study) if c.measure == 'test accuracy')
+  difference, effect = first.mean() - second.mean(), comparison.effect
+  assert comparison.difference == pytest.approx(difference)
+  desired = scipy.stats.bootstrap(
+    (first[:, 0], second[:, 0]),
+    lambda x, y: np.mean(x) - np.mean(y),
+    vectorized=False,
+    method='percentile',
+    rng=0,
+  ).confidence_interval
+  assert comparison.difference_interval == pytest.approx(tuple(desired), abs=0.02)
+  assert comparison.difference_interval.low < difference
+  assert difference < comparison.difference_interval.high
+  assert 0 <= comparison.effect_interval.low < effect
+  assert effect < comparison.effect_interval.high <= 1
+  assert analysis.compare(study) == analysis.compare(study)
+
+
+def test_samples_that_do_not_overlap_have_an_effect_of_one(make_study):
+  study = make_study([(0.7,), (0.8,), (0.9,)], [(0.1,), (0.2,)])
+  comparison = next(c for c in analysis.compare(study) if c.measure == 'test accuracy')
+  assert comparison.effect == 1
+  assert comparison.effect_interval == pytest.approx((1, 1))
+  assert comparison.difference == pytest.approx(0.65)
+
+
 def test_early_checkpoints_are_also_compared_with_the_last_of_the_others(study):
   found = {
     (c.greater_epochs, c.other_epochs)

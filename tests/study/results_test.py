@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -10,6 +11,27 @@ def test_results_come_back_as_they_were_written(study, tmp_path):
   results.write(study, tmp_path / 'results.json')
   assert results.load(tmp_path) == study
   assert results.load(tmp_path / 'results.json') == study
+
+
+def test_training_accuracies_come_back_and_may_be_missing(study, tmp_path):
+  first, second = study.settings
+  runs = tuple(
+    dataclasses.replace(run, training_accuracy={12: 0.9}) for run in first.runs[:1]
+  )
+  first = dataclasses.replace(first, runs=runs + first.runs[1:])
+  study = dataclasses.replace(study, settings=(first, second))
+  results.write(study, tmp_path / 'results.json')
+  assert results.load(tmp_path) == study
+  assert first.training_accuracies(12) == [0.9]
+  assert first.training_accuracies(4) == []
+
+  # As it was written before there were any.
+  content = json.loads((tmp_path / 'results.json').read_text())
+  for setting in content['settings']:
+    for run in setting['runs']:
+      del run['training_accuracy']
+  (tmp_path / 'results.json').write_text(json.dumps(content))
+  assert results.load(tmp_path).settings[0].training_accuracies(12) == []
 
 
 def test_the_best_so_far_is_that_of_the_last_evaluation_within_the_budget(study):

@@ -231,6 +231,60 @@ def test_overrides_apply_to_every_setting_and_seeds_count_up(tmp_path):
   assert [task.config.seed for task in tasks] == [5, 5, 6, 6]
 
 
+def test_a_variant_is_a_setting_with_values_of_its_own(tmp_path):
+  tasks = make_tasks(
+    tmp_path,
+    '',
+    settings=(
+      'baseline_1',
+      'slow=lamarckian+learning_rate=3e-4+completion.enabled=False',
+      'tiny=baseline_1+search_space.filters=(4,6)+max_flops=5',
+    ),
+    num_seeds=1,
+    learning_rate=0.01,
+  )
+  assert [task.name for task in tasks] == [
+    'baseline_1/seed0',
+    'slow/seed0',
+    'tiny/seed0',
+  ]
+  plain, slow, tiny = (task.config for task in tasks)
+  assert (slow.setting, slow.inheritance) == ('slow', 'lamarckian')
+  assert (tiny.setting, tiny.inheritance) == ('tiny', 'none')
+  # Its own values take precedence over those for all settings.
+  rates = [config.learning_rate for config in (plain, slow, tiny)]
+  assert rates == [0.01, 3e-4, 0.01]
+  enabled = [config.completion.enabled for config in (plain, slow, tiny)]
+  assert enabled == [True, False, True]
+  assert (tiny.search_space.filters, tiny.max_flops) == ((4, 6), 5)
+  assert plain.search_space.filters == (4, 8)
+
+
+@pytest.mark.parametrize(
+  ('text', 'wanted'),
+  [
+    ('lamarckian+learning_rate=1', 'want SETTING or NAME=SETTING'),
+    ('a/b=lamarckian+learning_rate=1', 'letters, digits'),
+    ('=lamarckian+learning_rate=1', 'letters, digits'),
+    ('slow=lamarckian', 'want SETTING or NAME=SETTING'),
+    ('baseline_1=lamarckian+learning_rate=1', 'not a setting'),
+    ('slow=lamarckian+learning_rat=1', "got 'learning_rat=1'"),
+    ('slow=lamarckian+learning_rate', 'FIELD=VALUE'),
+    ('slow=lamarckian+learning_rate=fast', 'learning_rate'),
+    ('slow=baseline_9+learning_rate=1', 'baseline_9'),
+  ],
+)
+def test_a_variant_that_is_none_is_refused(tmp_path, text, wanted):
+  with pytest.raises(UserError, match='got') as error:
+    make_tasks(tmp_path, '', settings=('baseline_1', text), num_seeds=1)
+  assert wanted in str(error.value)
+
+
+def test_two_settings_of_one_name_are_refused(tmp_path):
+  with pytest.raises(UserError, match="got 'lamarckian' twice"):
+    make_tasks(tmp_path, '', settings=('lamarckian', 'lamarckian'), num_seeds=1)
+
+
 def test_a_directory_of_another_study_is_refused_before_anything_runs(
   undisturbed, shared_compilation_cache
 ):

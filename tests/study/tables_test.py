@@ -4,6 +4,7 @@ import io
 import re
 
 import pytest
+import scipy.stats
 
 from lamarck_jax.errors import StorageError
 from lamarck_jax.study import tables
@@ -24,6 +25,31 @@ def test_the_csv_has_the_figures_of_the_runs(study):
   assert [row['n@12'] for row in rows] == ['3', '2']
   assert [row['missing runs'] for row in rows] == ['0', '1']
   assert rows[0]['mean FLOPs'] == '2.00e+03'
+
+
+def test_the_report_says_what_an_early_checkpoint_reaches(study):
+  # 40.0 at a third of the budget in all three runs, 50.0 and 51.0 at the end.
+  report = tables.report(study)
+  (sentence,) = re.findall(r'^Data efficiency in test accuracy: .*$', report, re.M)
+  assert 'lamarckian at 4 epochs less baseline_1 at 12: -10.5 (' in sentence
+  _, p = scipy.stats.mannwhitneyu([0.4] * 3, [0.5, 0.51], alternative='greater')
+  assert sentence.endswith(f'points, p = {p:.2g}.')
+
+
+def test_training_accuracies_are_in_the_tables_where_runs_have_them(study):
+  assert 'training' not in tables.report(study) + tables.to_csv(study)
+  first, second = study.settings
+  runs = tuple(
+    dataclasses.replace(run, training_accuracy={12: 0.8 + run.seed / 100})
+    for run in first.runs
+  )
+  study = dataclasses.replace(
+    study, settings=(dataclasses.replace(first, runs=runs), second)
+  )
+  rows = list(csv.DictReader(io.StringIO(tables.to_csv(study))))
+  assert [row['training mean@12'] for row in rows] == ['81.0', '-']
+  assert [row['training mean@4'] for row in rows] == ['-', '-']
+  assert '81.0±1.0' in tables.report(study)
 
 
 def test_every_row_of_the_latex_table_has_as_many_cells_as_the_header(study):

@@ -239,7 +239,7 @@ class Search {
     }
     const entries = [
       ['network', genotypeText(event.genotype)],
-      ['parent', event.parent === null ? 'none, the first network'
+      ['parent', event.parent === null ? 'none'
         : el('button', {class: 'plain', onclick: () => this.select(event.parent)}, `evaluation ${event.parent}`)],
       ['mutation', event.mutation.map((name) => name.replaceAll('_', ' ')).join(', ') || '–'],
       ['accuracy', percent(event.fitness)],

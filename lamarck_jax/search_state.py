@@ -1,0 +1,124 @@
+"""The state of a search, a fold of `tell` over its events, and the keys of its draws.
+
+Pure: no files, no data. The state wraps that of the configured algorithm, and adds the
+checkpoints (Section 4.1).
+"""
+
+import dataclasses
+import enum
+from types import ModuleType
+
+import jax
+from ml_collections import config_dict
+
+from lamarck_jax import evolution, random_search
+from lamarck_jax.evolution import EvolutionState, Individual
+from lamarck_jax.genotype import Genotype, SearchSpace
+from lamarck_jax.random_search import RandomSearchState
+
+AlgorithmState = EvolutionState | RandomSearchState
+
+# State -> the module with the algorithm's pure init, ask and tell.
+_ALGORITHMS: dict[type[AlgorithmState], ModuleType] = {
+  EvolutionState: evolution,
+  RandomSearchState: random_search,
+}
+
+
+class Purpose(enum.IntEnum):
+  """What a random key is for; the numbers are part of what a seed means."""
+
+  MUTATION = 0
+  NICHING = 1
+  INITIALISATION = 2
+  TRAINING = 3
+  COMPLETION = 4
+
+
+def random_key(seed: int, evaluation: int, purpose: Purpose) -> jax.Array:
+  """Returns the key of one use of randomness in an evaluation.
+
+  Keys are folded, never carried along, so a resumed search draws the same numbers.
+  """
+  key = jax.random.fold_in(jax.random.key(seed), evaluation)
+  return jax.random.fold_in(key, purpose)
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchState:
+  """The algorithm's state and the checkpoints: a fold of `tell` over the events.
+
+  Attributes:
+    seed: The seed of the search.
+    evolution: State of the algorithm, the (1+1)-EA or random search.
+    checkpoints: The best individual so far at each budget, in epochs.
+  """
+
+  seed: int
+  evolution: AlgorithmState
+  checkpoints: dict[int, Individual | None]
+
+  def key(self, purpose: Purpose) -> jax.Array:
+    """Returns a key of the next evaluation."""
+    return random_key(self.seed, self.evolution.num_evaluations, purpose)
+
+  def ask(self) -> Genotype:
+    """Returns the next child."""
+    algorithm = _ALGORITHMS[type(self.evolution)]
+    return algorithm.ask(self.key(Purpose.MUTATION), self.evolution)
+
+  def tell(self, child: Genotype, fitness: float | None) -> 'SearchState':
+    """Returns the state after an evaluation, as `evolution.tell` does."""
+    algorithm = _ALGORITHMS[type(self.evolution)]
+    state = algorithm.tell(self.key(Purpose.NICHING), self.evolution, child, fitness)
+    checkpoints = {
+      # The last evaluation may exceed the whole budget; it counts all the same.
+      budget: state.best
+      if state.epochs_used <= budget or budget == state.budget_epochs
+      else best
+      for budget, best in self.checkpoints.items()
+    }
+    return SearchState(self.seed, state, checkpoints)
+
+  @property
+  def living(self) -> set[int]:
+    """The evaluations of the individuals that can still have children."""
+    niche = self.evolution.niche
+    individuals = {self.evolution.parent, niche.origin if niche else None}
+    return {individual.evaluation for individual in individuals if individual}
+
+  @property
+  def needed(self) -> set[int]:
+    """The evaluations whose weights are still needed."""
+    best = self.checkpoints.values()
+    return self.living | {individual.evaluation for individual in best if individual}
+
+
+def initial_state(config: config_dict.ConfigDict) -> SearchState:
+  """Returns the state before the first evaluation of a configuration."""
+  space = SearchSpace(
+    tuple(config.search_space.filters),
+    tuple(config.search_space.kernel_sizes),
+    tuple(config.search_space.strides),
+    config.search_space.max_downsampling,
+  )
+  state: AlgorithmState
+  if config.algorithm == 'random_search':
+    state = random_search.init(
+      space,
+      budget_epochs=config.budget_epochs,
+      epochs_per_evaluation=config.epochs_per_evaluation,
+      max_blocks=config.random_search.max_blocks,
+    )
+  else:
+    state = evolution.init(
+      space,
+      budget_epochs=config.budget_epochs,
+      epochs_per_evaluation=config.epochs_per_evaluation,
+      niching_rate=config.niching.rate,
+      niching_iterations=config.niching.iterations,
+    )
+  budgets = [n for n in config.checkpoint_epochs if n < config.budget_epochs]
+  return SearchState(
+    config.seed, state, dict.fromkeys([*budgets, config.budget_epochs])
+  )
