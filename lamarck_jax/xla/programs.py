@@ -72,6 +72,18 @@ class HeadFunctions(NamedTuple):
   infer: Callable[..., tuple[jax.Array, jax.Array]]
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Argument:
+  """Stands in a pullback for a residual that is an argument of `forward`.
+
+  Attributes:
+    index: Among the leaves of (params, inputs).
+  """
+
+  index: int
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockPrograms:
   """The compiled programs of a block."""
@@ -82,21 +94,29 @@ class BlockPrograms:
 
   def forward(
     self, params: Tree, batch_stats: Tree, inputs: Tree
-  ) -> tuple[jax.Array, Tree, list[jax.Array]]:
+  ) -> tuple[jax.Array, Tree, tuple[Tree, list[jax.Array]]]:
     """Returns outputs, updated statistics and the residuals for `backward`."""
     outputs, pullback, batch_stats = self._forward(params, batch_stats, inputs)
-    return outputs, batch_stats, jax.tree.leaves(pullback)
+    return outputs, batch_stats, (inputs, jax.tree.leaves(pullback))
 
   def backward(
     self,
-    residuals: list[jax.Array],
+    residuals: tuple[Tree, list[jax.Array]],
     gradient: jax.Array,
     params: Tree,
     opt_state: Tree,
     learning_rate: jax.Array,
   ) -> tuple[Any, Tree, Tree]:
-    """Returns the gradient of the inputs (or None), params and opt_state."""
-    return self._backward(residuals, gradient, params, opt_state, learning_rate)
+    """Returns the gradient of the inputs (or None), params and opt_state.
+
+    Args:
+      residuals: Those of `forward`.
+      gradient: Of the outputs.
+      params: Those that `forward` got.
+      opt_state: It is overwritten.
+      learning_rate: Adam's, float32 scalar.
+    """
+    return self._backward(*residuals, gradient, params, opt_state, learning_rate)
 
   def infer(self, params: Tree, batch_stats: Tree, inputs: Tree) -> jax.Array:
     """Returns the outputs in evaluation mode."""
@@ -146,6 +166,7 @@ def compile_block(
         donate_argnames='opt_state',
         out_shardings=(sharded, replicated, replicated),
       ).lower(
+        inputs,
         [_struct(leaf, _kept(leaf, outputs, sharded)) for leaf in residuals],
         _struct(outputs, sharded),
         params,
@@ -169,18 +190,26 @@ def _forward_sharded(
   batch_stats: Tree,
   inputs: Tree,
 ) -> Any:
-  """Fixes how residuals are kept, or XLA's partitioner would choose."""
+  """Leaves arguments out of the residuals, and fixes how the others are kept.
+
+  A program that returned an argument would copy it. Without the constraint XLA's
+  partitioner would choose the sharding.
+  """
   outputs, pullback, batch_stats = forward(module, params, batch_stats, inputs)
-  pullback = jax.tree.map(
-    lambda leaf: jax.lax.with_sharding_constraint(leaf, _kept(leaf, outputs, sharded)),
-    pullback,
-  )
-  return outputs, pullback, batch_stats
+  arguments = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves((params, inputs)))}
+
+  def keep(leaf: Any) -> Any:
+    if id(leaf) in arguments:
+      return _Argument(arguments[id(leaf)])
+    return jax.lax.with_sharding_constraint(leaf, _kept(leaf, outputs, sharded))
+
+  return outputs, jax.tree.map(keep, pullback), batch_stats
 
 
 def _backward_of_residuals(
   backward: Callable[..., Any],
   structure: jax.tree_util.PyTreeDef,
+  inputs: Tree,
   residuals: list[jax.Array],
   gradient: jax.Array,
   params: Tree,
@@ -192,7 +221,12 @@ def _backward_of_residuals(
   JAX keeps the structures of the arguments of compiled programs for good, and a
   pullback's holds jaxprs, some 40 KB a block.
   """
-  pullback = jax.tree.unflatten(structure, residuals)
+  arguments = jax.tree.leaves((params, inputs))
+  pullback = jax.tree.map(
+    lambda leaf: arguments[leaf.index] if isinstance(leaf, _Argument) else leaf,
+    jax.tree.unflatten(structure, residuals),
+    is_leaf=lambda leaf: isinstance(leaf, _Argument),
+  )
   return backward(pullback, gradient, params, opt_state, learning_rate)
 
 

@@ -114,6 +114,21 @@ def test_jaxs_own_caches_do_not_grow_with_every_block_ever_compiled(network):
   assert function._cache_size() == 0
 
 
+def test_residuals_that_are_inputs_or_parameters_are_not_copied():
+  functions = programs.BlockFunctions(
+    shapes, lambda params: params, forward, backward, infer
+  )
+  block = programs.compile_block(
+    functions, Scaling(1), struct(jnp.float32, 2, 4, 4, 1), threading.Lock()
+  )
+  x, params = jnp.ones((2, 4, 4, 1)), {'factor': jnp.float32(3)}
+  outputs, _, residuals = block.forward(params, {}, x)
+  assert all(leaf is x for leaf in jax.tree.leaves(residuals))
+  opt_state, rate = {'factor': jnp.float32(0)}, jnp.float32(1)
+  _, updated, _ = block.backward(residuals, outputs, params, opt_state, rate)
+  assert float(updated['factor']) == 3 + 3 * outputs.sum()
+
+
 def test_one_program_is_traced_at_a_time():
   alone, overlaps = threading.Lock(), []
 
