@@ -90,7 +90,7 @@ def run(
     compute_dtype=config.compute_dtype,
     augmentation=Augmentation(**config.augmentation),
   )
-  with lock.locked(workdir):
+  with contextlib.closing(trainer), lock.locked(workdir):
     directory = records.RunDirectory(workdir, config.to_dict())
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     directory.write_start(trainer.description, {'time': time, **environment.machine()})

@@ -370,6 +370,10 @@ class Trainer:
       for genotype in genotypes:
         self.programs.submit(*self._modules(genotype))
 
+  def close(self) -> None:
+    """Cancels what is not being compiled yet, and compiles nothing more."""
+    self.programs.close()
+
   def check_device(self) -> None:
     """Raises JAX's error if the device computes nothing any more."""
     (self._zero_loss + 1).block_until_ready()

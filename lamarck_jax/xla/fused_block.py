@@ -67,13 +67,7 @@ class ConvBlock(nn.Module):
       return y
     # Evaluations are some hundredths of the work: XLA's own convolution gains more by
     # compiling three times faster than it loses by running slower.
-    y = lax.conv_general_dilated(
-      x,
-      kernel,
-      (self.stride, self.stride),
-      'SAME',
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
+    y = convolution.convolve(Geometry.same(x, kernel, self.stride), x, kernel)
     factor = scale * lax.rsqrt(var.value + self.epsilon)
     y = y * factor + ((conv_bias - mean.value) * factor + bias)
     return nn.relu(y).astype(self.dtype)

@@ -2,7 +2,23 @@
 
 from jax import lax
 import numpy as np
+import pytest
 from scipy import signal
+
+
+@pytest.fixture
+def gpu_forms(monkeypatch):
+  """Computes on any platform in the forms for a GPU."""
+  monkeypatch.setattr(
+    lax, 'platform_dependent', lambda *args, cpu, default: default(*args)
+  )
+
+
+@pytest.fixture(params=['cpu', 'gpu'])
+def all_forms(request):
+  """Computes once in the forms for a CPU, and once in those for a GPU."""
+  if request.param == 'gpu':
+    request.getfixturevalue('gpu_forms')
 
 
 def make_arrays(images, height, width, channels, kernel_size, stride, filters=6):

@@ -55,6 +55,7 @@ def test_chunks_that_do_not_divide_the_batch_change_nothing(
 
 @pytest.mark.parametrize('pads', [((0, 0), (0, 0)), ((2, 0), (1, 3))])
 @pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.usefixtures('all_forms')
 def test_other_padding_means_what_it_means_in_lax(pads, stride):
   x, kernel, _ = make_arrays(2, 9, 9, 4, 3, 1)
   geometry = Geometry((stride, stride), pads)

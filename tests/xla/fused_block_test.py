@@ -76,6 +76,46 @@ def test_networks_of_fused_blocks_equal_the_plain_ones_in_value_and_gradient(
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+  ('size', 'kernel_size', 'stride'),
+  [((8, 6), 3, 2), ((8, 6), 5, 2), ((7, 9), 1, 2), ((7, 9), 3, 2), ((7, 9), 5, 1)],
+  ids=str,
+)
+@pytest.mark.usefixtures('gpu_forms')
+def test_the_forms_for_a_gpu_equal_the_plain_block_in_value_and_gradient(
+  size, kernel_size, stride, dtype
+):
+  x, _, dy = make_arrays(16, *size, 5, kernel_size, stride)
+  plain, fused = (
+    block_class(6, kernel_size, stride, dtype=dtype)
+    for block_class in (model.ConvBlock, fused_block.ConvBlock)
+  )
+  variables = plain.init(jax.random.key(0), x, train=False)
+  scale = np.linspace(0.5, 1.5, 6, dtype=np.float32)
+  variables['params']['norm'] = {'scale': scale, 'bias': scale - 1}
+
+  def run(block):
+    def apply(params, x):
+      stats = {'batch_stats': variables['batch_stats']}
+      return block.apply({'params': params, **stats}, x, True, mutable=['batch_stats'])
+
+    @jax.jit
+    def outputs_and_gradients(params, x):
+      outputs, pullback, updated = jax.vjp(apply, params, x, has_aux=True)
+      evaluated = block.apply({'params': params, **updated}, x, False)
+      return outputs, evaluated, updated, pullback(dy.astype(dtype))
+
+    results = outputs_and_gradients(variables['params'], x.astype(dtype))
+    *results, (gradients, input_gradient) = results
+    # It is 0 but for rounding.
+    gradients['conv'].pop('bias')
+    assert input_gradient.dtype == results[0].dtype == dtype
+    return jax.tree.leaves((results, gradients, input_gradient))
+
+  assert_close(run(fused), run(plain), 2e-5 if dtype == jnp.float32 else 5e-2)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_evaluation_folds_the_normalisation_and_changes_nothing(dtype):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(3, 7, 8, 3)).astype(np.float32)
@@ -135,13 +175,14 @@ def test_gradients_through_output_and_moments_match_plain_autodiff(case):
   assert_close(run(fused), run(plain), tolerance=3e-5)
 
 
+@pytest.mark.usefixtures('all_forms')
 def test_the_variance_is_exact_where_the_mean_is_large():
   rng = np.random.default_rng(0)
   x = (1000 + rng.normal(size=(70, 8, 8, 3))).astype(np.float32)
   kernel = np.eye(3, dtype=np.float32)[None, None]
   ones, zeros = np.ones(3, np.float32), np.zeros(3, np.float32)
-  block = jax.jit(fused_block.conv_batch_norm_relu, static_argnums=5)
-  _, mean, var = block(x, kernel, zeros, ones, zeros, 1)
+  block = jax.jit(lambda *args: fused_block.conv_batch_norm_relu(*args, stride=1))
+  _, mean, var = block(x, kernel, zeros, ones, zeros)
   np.testing.assert_allclose(mean, x.mean((0, 1, 2), np.float64), rtol=1e-6)
   np.testing.assert_allclose(var, x.var((0, 1, 2), np.float64), rtol=1e-4)
 

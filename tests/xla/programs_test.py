@@ -1,5 +1,7 @@
 """The cache of programs keeps those used last, and JAX's own caches bounded."""
 
+import threading
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,32 +55,43 @@ def count(head, params, x, targets, num_examples, total):
   return targets.step + 1, total
 
 
-@pytest.fixture
-def network():
-  """Compiles a network of some blocks; with the number of blocks and heads so far."""
-  scalar = jax.ShapeDtypeStruct((), jnp.float32)
-  variables = {'params': {'factor': scalar}, 'batch_stats': {}}
-  cache = programs.ProgramCache(
-    programs.BlockFunctions(
-      lambda *_: variables, lambda params: params, forward, backward, infer
-    ),
-    programs.HeadFunctions(lambda *_: variables, lambda p: p, train_head, count),
+def shapes(*_):
+  return {
+    'params': {'factor': jax.ShapeDtypeStruct((), jnp.float32)},
+    'batch_stats': {},
+  }
+
+
+def make_cache(forward=forward, num_threads=2):
+  return programs.ProgramCache(
+    programs.BlockFunctions(shapes, lambda params: params, forward, backward, infer),
+    programs.HeadFunctions(shapes, lambda params: params, train_head, count),
     batch_size=2,
-    num_threads=2,
+    num_threads=num_threads,
   )
+
+
+def struct(dtype, *shape):
   mesh = sharding.batch_mesh(2, (4, 4, 1))
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.replicated(mesh))
 
-  def struct(dtype, *shape):
-    replicated = sharding.replicated(mesh)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated)
 
+def network_of(*filters):
+  """Returns blocks and head with the shapes that they get."""
   order, step = struct(jnp.int32, 3, 2), struct(jnp.int32)
   pixels, vector = struct(jnp.uint8, 6, 4, 4, 1), struct(jnp.float32, 1)
   images = Images(pixels, vector, vector, Order(order, None), step, NO_AUGMENTATION)
   targets = Targets(struct(jnp.int32, 6), order, step)
+  return [Scaling(n) for n in filters], Sum(), images, targets
+
+
+@pytest.fixture
+def network():
+  """Compiles a network of some blocks; with the number of blocks and heads so far."""
+  cache = make_cache()
 
   def compile_network(*filters):
-    cache.network([Scaling(n) for n in filters], Sum(), images, targets)
+    cache.network(*network_of(*filters))
     return cache.num_compiled
 
   return compile_network
@@ -100,6 +113,54 @@ def test_jaxs_own_caches_do_not_grow_with_every_block_ever_compiled(network):
   for n in range(1, 1 + programs.MAX_BLOCKS_IN_MEMORY // 2):
     network(n)  # A block and a head.
   assert function._cache_size() == 0
+
+
+def test_residuals_that_are_inputs_or_parameters_are_not_copied():
+  functions = programs.BlockFunctions(
+    shapes, lambda params: params, forward, backward, infer
+  )
+  block = programs.compile_block(
+    functions, Scaling(1), struct(jnp.float32, 2, 4, 4, 1), threading.Lock()
+  )
+  x, params = jnp.ones((2, 4, 4, 1)), {'factor': jnp.float32(3)}
+  outputs, _, residuals = block.forward(params, {}, x)
+  assert all(leaf is x for leaf in jax.tree.leaves(residuals))
+  opt_state, rate = {'factor': jnp.float32(0)}, jnp.float32(1)
+  _, updated, _ = block.backward(residuals, outputs, params, opt_state, rate)
+  assert float(updated['factor']) == 3 + 3 * outputs.sum()
+
+
+def test_one_program_is_traced_at_a_time():
+  alone, overlaps = threading.Lock(), []
+
+  def traced_forward(*arguments):
+    if not alone.acquire(blocking=False):
+      overlaps.append(arguments)
+      return forward(*arguments)
+    try:
+      return forward(*arguments)
+    finally:
+      alone.release()
+
+  make_cache(traced_forward, num_threads=4).network(*network_of(*range(1, 9)))
+  assert not overlaps
+
+
+def test_what_is_not_being_compiled_at_the_end_never_is():
+  begun, closed = threading.Event(), threading.Event()
+
+  def waiting_forward(*arguments):
+    begun.set()
+    assert closed.wait(60)
+    return forward(*arguments)
+
+  cache = make_cache(waiting_forward, num_threads=1)
+  first, *others = cache.submit(*network_of(1, 2, 3))
+  assert begun.wait(60)
+  cache.close()
+  closed.set()
+  assert isinstance(first.result(60), programs.BlockPrograms)
+  assert all(future.cancelled() for future in others)
 
 
 class Output:
