@@ -23,6 +23,7 @@ import numpy as np
 from benchmarks import common
 from lamarck_jax import completion, model, search
 from lamarck_jax.data import datasets
+from lamarck_jax.data.augmentation import Augmentation
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.run_directory import records

@@ -27,7 +27,7 @@ def imports_of(name: str, everywhere: bool = True) -> set[str]:
     if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('lamarck'):
       for alias in node.names:
         module = f'{node.module}.{alias.name}'
-        found.add(module if module in _MODULES else node.module)
+        found.add(module if module in _MODULES else f'{node.module}')
     elif isinstance(node, ast.Import):
       found |= {a.name for a in node.names if a.name in _MODULES}
   return {module for module in found if module in _MODULES}
