@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Callable
 import itertools
 import json
+import threading
 import time
 from typing import Any
 
@@ -77,7 +78,7 @@ def measure(options: str, block: tuple[int, ...], dtype: str) -> dict[str, Any]:
   start = time.perf_counter()
   try:
     struct = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype, sharding=sharded)
-    compiled = programs.compile_block(functions, module, struct)
+    compiled = programs.compile_block(functions, module, struct, threading.Lock())
   finally:
     compiler.block_options = default_options
   compile_seconds = time.perf_counter() - start
