@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 import numpy as np
 
-from lamarck_jax import config
 from lamarck_jax.study import analysis
 from lamarck_jax.study.results import Run, Setting, Study
 
@@ -60,10 +59,7 @@ def label(setting: Setting) -> str:
     'none': 'no inheritance',
     'overlap': 'overlap inherited',
     'net2net': 'Net2Net',
-  }.get(setting.inheritance, setting.inheritance)
-  # The mode would not tell these from other settings.
-  if setting.name not in config.SETTINGS or setting.name == 'random_search':
-    how = setting.name.replace('_', ' ')
+  }.get(setting.short_name, setting.short_name.replace('_', ' '))
   return f'{how}, e = {setting.epochs_per_evaluation} (n = {len(setting.runs)})'
 
 

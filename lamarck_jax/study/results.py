@@ -11,6 +11,7 @@ import os
 import pathlib
 from typing import Any
 
+from lamarck_jax import config as config_lib
 from lamarck_jax.errors import UserError
 from lamarck_jax.run_directory import durable, records
 
@@ -75,6 +76,12 @@ class Setting:
   epochs_per_evaluation: int
   runs: tuple[Run, ...]
   missing: Mapping[int, str]
+
+  @property
+  def short_name(self) -> str:
+    """Its mode of inheritance, or its name where settings differ in something else."""
+    by_mode = self.name in config_lib.SETTINGS and self.name != 'random_search'
+    return self.inheritance if by_mode else self.name
 
   def test_accuracies(self, epochs: int) -> list[float]:
     """Returns the test accuracies at a checkpoint, of the runs that have it."""

@@ -142,8 +142,9 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> str:
 
 def _points(comparison: Comparison) -> str:
   """Returns the difference of the means in points, with its interval."""
-  low, high = (100 * end for end in comparison.difference_interval)
-  return f'{100 * comparison.difference:+.1f} ({low:+.1f} to {high:+.1f})'
+  values = (comparison.difference, *comparison.difference_interval)
+  mean, low, high = (round(100 * value, 1) + 0.0 for value in values)  # Not -0.0.
+  return f'{mean:+.1f} ({low:+.1f} to {high:+.1f})'
 
 
 def _early_sentence(c: Comparison) -> str:
@@ -188,8 +189,8 @@ def to_latex(study: Study) -> str:
     + r' & FLOPs \\',
     r'\midrule',
   ]
-  for row in table(study):
-    cells = [_escaped(row['data']), _escaped(row['inheritance']), row['e']]
+  for setting, row in zip(study.settings, table(study)):
+    cells = [_escaped(row['data']), _escaped(setting.short_name), row['e']]
     for n in budgets:
       mean = rf'${row[f"mean@{n}"]} \pm {row[f"std@{n}"]}$'
       cells += [row[f'min@{n}'], mean, row[f'max@{n}']]

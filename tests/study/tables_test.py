@@ -61,6 +61,16 @@ def test_every_row_of_the_latex_table_has_as_many_cells_as_the_header(study):
   assert r'$61.0 \pm 1.0$' in rows[0]
 
 
+def test_the_latex_table_names_settings_that_the_mode_does_not_tell_apart(study):
+  settings = [
+    dataclasses.replace(study.settings[1], name=name)
+    for name in ('baseline_1', 'random_search', 'my_own')
+  ]
+  latex = tables.to_latex(dataclasses.replace(study, settings=tuple(settings)))
+  for name in ('none', r'random\_search', r'my\_own'):
+    assert f'cifar10 & {name} & 4' in latex
+
+
 def test_a_study_without_finished_runs_has_tables(study, tmp_path):
   empty = tuple(
     dataclasses.replace(setting, runs=(), missing={0: 'failed'})
