@@ -13,11 +13,13 @@ convolutions are TF32, JAX's default there. Nothing is read from a cache.
 
 import argparse
 from collections.abc import Callable
+import functools
 import itertools
 import json
-import threading
 import time
 from typing import Any
+
+import numpy as np
 
 from benchmarks import common
 
@@ -50,45 +52,35 @@ def measure(options: str, block: tuple[int, ...], dtype: str) -> dict[str, Any]:
   import jax.numpy as jnp
 
   from lamarck_jax import model, training
-  from lamarck_jax.xla import compiler, fused_block, programs, sharding
+  from lamarck_jax.xla import fused_block, sharding
 
   filters, kernel_size, stride, size, channels, batch_size = block
   mesh = sharding.batch_mesh(batch_size, (size, size, channels))
   sharded, replicated = sharding.sharded(mesh), sharding.replicated(mesh)
   module = fused_block.ConvBlock(filters, kernel_size, stride, jnp.dtype(dtype).type)
-  key = jax.random.key(0)
+  rng = np.random.default_rng(0)
 
+  # Made by NumPy, since every small program of JAX would have to be compiled as well.
   def batch(side: int, depth: int) -> jax.Array:
-    values = jax.random.normal(key, (batch_size, side, side, depth), dtype)
-    return jax.device_put(values, sharded)
+    values = rng.standard_normal(2**20 + 7, np.float32).astype(module.dtype)
+    return jax.device_put(np.resize(values, (batch_size, side, side, depth)), sharded)
 
   inputs, gradient = batch(size, channels), batch(-(-size // stride), filters)
-  functions = programs.BlockFunctions(
-    model.block_shapes,
-    training.adam(0.0).init,
-    training.forward,
-    training.backward,
-    training.infer,
-  )
-  jax.clear_caches()
-  default_options = compiler.block_options
-  chosen = {'autotuned': None, 'level3': _LEVEL_3}
-  if options in chosen:
-    compiler.block_options = lambda platform: chosen[options]  # type: ignore[assignment]
-  start = time.perf_counter()
-  try:
-    struct = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype, sharding=sharded)
-    compiled = programs.compile_block(functions, module, struct, threading.Lock())
-  finally:
-    compiler.block_options = default_options
-  compile_seconds = time.perf_counter() - start
+  struct = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype, sharding=sharded)
+  compiled, compile_seconds = _compile(options, module, struct)
+  shapes = model.block_shapes(module, channels)
+  opt_shapes = jax.eval_shape(training.adam(0.0).init, shapes['params'])
 
-  variables = jax.jit(module.init, static_argnames='train')(key, inputs, train=False)
-  params, stats = jax.device_put(
-    (variables['params'], variables['batch_stats']), replicated
+  def put(leaf: Any, scale: float) -> jax.Array:
+    values = 1 + scale * rng.standard_normal(leaf.shape)
+    return jax.device_put(np.asarray(values, leaf.dtype), replicated)
+
+  params, stats = (
+    jax.tree.map(functools.partial(put, scale=0.05), shapes[name])
+    for name in ('params', 'batch_stats')
   )
-  state = jax.device_put(training.adam(0.0).init(params), replicated)
-  rate = jax.device_put(jnp.float32(1e-3), replicated)
+  state = jax.tree.map(functools.partial(put, scale=0.0), opt_shapes)
+  rate = jax.device_put(np.float32(1e-3), replicated)
   _, _, residuals = compiled.forward(params, stats, inputs)
 
   def backward() -> Any:
@@ -107,6 +99,33 @@ def measure(options: str, block: tuple[int, ...], dtype: str) -> dict[str, Any]:
     'ms': seconds * 1e3,
     'tflops_per_second': 3 * 2 * multiplications / seconds / 1e12,
   }
+
+
+def _compile(options: str, module: Any, inputs: Any) -> tuple[Any, float]:
+  """Returns a block's programs under a set of options, and the seconds they took."""
+  import jax
+
+  from lamarck_jax import model, training
+  from lamarck_jax.xla import compiler, programs
+
+  functions = programs.BlockFunctions(
+    model.block_shapes,
+    training.adam(0.0).init,
+    training.forward,
+    training.backward,
+    training.infer,
+  )
+  jax.clear_caches()
+  ours = compiler.block_options
+  others = {'autotuned': None, 'level3': _LEVEL_3}
+  if options in others:
+    compiler.block_options = lambda platform: others[options]  # type: ignore[assignment]
+  start = time.perf_counter()
+  try:
+    compiled = programs.compile_block(functions, module, inputs)
+  finally:
+    compiler.block_options = ours
+  return compiled, time.perf_counter() - start
 
 
 def _best_time(call: Callable[[], Any]) -> float:

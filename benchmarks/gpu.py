@@ -185,10 +185,9 @@ def concurrent(session: Session) -> str:
 
 def training_step(session: Session) -> str:
   """Times a training step beside PyTorch's."""
-  networks: tuple[str, ...] = ('evolved7', 'mid')
-  flags = ['--steps_per_epoch=88', '--round_seconds=0.3']
+  networks, flags = ['evolved7', 'mid'], ['--steps_per_epoch=88', '--round_seconds=0.3']
   if session.args.tiny:
-    networks, flags = ('small',), ['--batch_size=16', '--round_seconds=0.01']
+    networks, flags = ['small'], ['--batch_size=16', '--round_seconds=0.01']
   results, rows, outcome = {}, [], 'complete'
   for network in networks:
     for dtype in blocks.DTYPES:

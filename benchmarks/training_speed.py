@@ -222,11 +222,12 @@ def measure(network: str, names: list[str], args: argparse.Namespace) -> dict[st
   epoch = args.steps_per_epoch
   passes = args.round_seconds / (epoch * workers['jax'].seconds(2 * epoch))
   count = epoch * max(1, round(passes))
-  seconds: dict[str, list[float]] = {name: [] for name in names}
+  products = max(1, min(50, round(100 * args.round_seconds)))
+  seconds: dict[str, list[float]] = {name: [] for name in workers}
   for _ in range(args.rounds):
     for name, worker in workers.items():
       time.sleep(0.5)  # PyTorch's threads spin for a while after their work.
-      seconds[name].append(worker.seconds(50 if name == 'matmul' else count))
+      seconds[name].append(worker.seconds(products if name == 'matmul' else count))
   for worker in workers.values():
     worker.close()
   matmul = [2 * 2048**3 / value for value in seconds.pop('matmul')]
