@@ -22,7 +22,7 @@ from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import CLASSIFIER, Variables
 from lamarck_jax.runtime import devices
-from lamarck_jax.xla import fused_block, programs, sharding
+from lamarck_jax.xla import cross_entropy, fused_block, programs, sharding
 from lamarck_jax.xla.programs import BlockPrograms, HeadPrograms, Tree
 
 
@@ -98,12 +98,11 @@ def train_head(
   Returns:
     The gradient of x, updated parameters and Adam state, the next step, the new total.
   """
-  # With integer labels the gradient would be a scatter, for which a GPU sorts.
-  labels = jax.nn.one_hot(targets.batch(), head.num_classes)
+  labels = targets.batch()
 
   def loss(params: Tree, x: jax.Array) -> jax.Array:
     logits = head.apply({'params': params}, x)
-    return optax.softmax_cross_entropy(logits, labels).mean()
+    return cross_entropy.softmax_cross_entropy(logits, labels).mean()
 
   value, (gradients, input_gradient) = jax.value_and_grad(loss, (0, 1))(params, x)
   params, opt_state = adam_update(gradients, params, opt_state, learning_rate)

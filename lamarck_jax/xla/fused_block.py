@@ -194,9 +194,7 @@ def _shard_gradients(
   inverse = lax.rsqrt(var + epsilon)
 
   def rectified(dy: jax.Array, z: jax.Array) -> jax.Array:
-    # A factor of 0 or 1: of a comparison a GPU's XLA would store the mask.
-    t = (z - mean) * (inverse * scale) + bias
-    return dy * jnp.clip(jnp.sign(t), 0, 1)
+    return _gradient_of_relu(dy, (z - mean) * (inverse * scale) + bias)
 
   gradient = rectified(dy.astype(jnp.float32), z)
   dbias = jnp.sum(gradient, (0, 1, 2))
@@ -205,8 +203,13 @@ def _shard_gradients(
   count = sharding.num_shards() * z.size // z.shape[-1]
   slope = (2 * dvar - dscale * scale * inverse**2) / count
   offset = (dmean - dbias * scale * inverse) / count
-  # So that XLA fuses nothing of what follows with the sums above and stores no factor.
-  slope, offset = lax.optimization_barrier((slope, offset))
+  slope, offset = lax.platform_dependent(
+    slope,
+    offset,
+    cpu=lambda *vectors: vectors,
+    # So that XLA fuses nothing below with the sums above and stores no factor.
+    default=lambda *vectors: lax.optimization_barrier(vectors),
+  )
 
   def dz(dy: jax.Array, z: jax.Array) -> jax.Array:
     gradient = rectified(dy, z) * (inverse * scale) + (z - mean) * slope + offset
@@ -215,6 +218,17 @@ def _shard_gradients(
   dx, dkernel = convolution.gradients(geometry, x, kernel, dy, z, output_gradient=dz)
   (dkernel,) = sharding.sum_over_shards(dkernel)
   return (dx,), (dkernel, dscale, dbias)
+
+
+def _gradient_of_relu(dy: jax.Array, t: jax.Array) -> jax.Array:
+  """Returns dy where t is positive, else 0."""
+  return lax.platform_dependent(
+    dy,
+    t,
+    cpu=lambda dy, t: jnp.where(t > 0, dy, 0),
+    # A factor of 0 or 1: of a comparison a GPU's XLA would store the mask.
+    default=lambda dy, t: dy * jnp.clip(jnp.sign(t), 0, 1),
+  )
 
 
 _block.defvjp(_block_forward, _block_backward)
