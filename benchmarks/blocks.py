@@ -16,6 +16,7 @@ from collections.abc import Callable
 import functools
 import itertools
 import json
+import threading
 import time
 from typing import Any
 
@@ -122,7 +123,7 @@ def _compile(options: str, module: Any, inputs: Any) -> tuple[Any, float]:
     compiler.block_options = lambda platform: others[options]  # type: ignore[assignment]
   start = time.perf_counter()
   try:
-    compiled = programs.compile_block(functions, module, inputs)
+    compiled = programs.compile_block(functions, module, inputs, threading.Lock())
   finally:
     compiler.block_options = ours
   return compiled, time.perf_counter() - start

@@ -101,7 +101,7 @@ def train_head(
   labels = targets.batch()
 
   def loss(params: Tree, x: jax.Array) -> jax.Array:
-    logits = head.apply({'params': params}, x)
+    logits: Any = head.apply({'params': params}, x)
     return cross_entropy.softmax_cross_entropy(logits, labels).mean()
 
   value, (gradients, input_gradient) = jax.value_and_grad(loss, (0, 1))(params, x)
