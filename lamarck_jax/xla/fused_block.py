@@ -225,7 +225,7 @@ def _gradient_of_relu(dy: jax.Array, t: jax.Array) -> jax.Array:
   return lax.platform_dependent(
     dy,
     t,
-    cpu=lambda dy, t: jnp.where(t > 0, dy, 0),
+    cpu=lambda dy, t: jnp.where(t > 0, dy, 0).astype(t.dtype),
     # A factor of 0 or 1: of a comparison a GPU's XLA would store the mask.
     default=lambda dy, t: dy * jnp.clip(jnp.sign(t), 0, 1),
   )
