@@ -133,8 +133,13 @@ def _with_moments(
   geometry: Geometry, x: jax.Array, kernel: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   z = convolve(geometry, x, kernel)
-  values = z.astype(jnp.float32)
-  return z, jnp.mean(values, (0, 1, 2)), jnp.var(values, (0, 1, 2))
+  # In one pass over z. Sums of squares lose the variance where the mean is large; those
+  # of the deviations from any of the values do not.
+  shift = z[0, z.shape[1] // 2, z.shape[2] // 2].astype(jnp.float32)
+  deviations = z.astype(jnp.float32) - shift
+  mean = jnp.mean(deviations, (0, 1, 2))
+  var = jnp.mean(deviations**2, (0, 1, 2)) - mean**2
+  return z, shift + mean, jnp.maximum(var, 0)
 
 
 def _chunked_with_moments(

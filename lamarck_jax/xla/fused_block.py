@@ -194,7 +194,7 @@ def _shard_gradients(
   inverse = lax.rsqrt(var + epsilon)
 
   def rectified(dy: jax.Array, z: jax.Array) -> jax.Array:
-    return jnp.where((z - mean) * (inverse * scale) + bias > 0, dy, 0)
+    return _where_positive((z - mean) * (inverse * scale) + bias, dy)
 
   gradient = rectified(dy.astype(jnp.float32), z)
   dbias = jnp.sum(gradient, (0, 1, 2))
@@ -203,6 +203,8 @@ def _shard_gradients(
   count = sharding.num_shards() * z.size // z.shape[-1]
   slope = (2 * dvar - dscale * scale * inverse**2) / count
   offset = (dmean - dbias * scale * inverse) / count
+  # So that XLA fuses nothing of what follows with the sums above and stores no factor.
+  slope, offset = lax.optimization_barrier((slope, offset))
 
   def dz(dy: jax.Array, z: jax.Array) -> jax.Array:
     gradient = rectified(dy, z) * (inverse * scale) + (z - mean) * slope + offset
@@ -211,6 +213,17 @@ def _shard_gradients(
   dx, dkernel = convolution.gradients(geometry, x, kernel, dy, z, output_gradient=dz)
   (dkernel,) = sharding.sum_over_shards(dkernel)
   return (dx,), (dkernel, dscale, dbias)
+
+
+def _where_positive(t: jax.Array, values: jax.Array) -> jax.Array:
+  """Returns `values`, and 0 where t is not positive."""
+  return lax.platform_dependent(
+    t,
+    values,
+    cpu=lambda t, values: jnp.where(t > 0, values, 0),
+    # A comparison would be stored for its second use, a factor is computed again.
+    default=lambda t, values: values * jnp.clip(jnp.sign(t), 0, 1).astype(values.dtype),
+  )
 
 
 _block.defvjp(_block_forward, _block_backward)
