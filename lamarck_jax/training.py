@@ -97,11 +97,12 @@ def train_head(
   Returns:
     The gradient of x, updated parameters and Adam state, the next step, the new total.
   """
-  labels = targets.batch()
+  # With integer labels the gradient would be a scatter, for which a GPU sorts.
+  labels = jax.nn.one_hot(targets.batch(), head.num_classes)
 
   def loss(params: Tree, x: jax.Array) -> jax.Array:
     logits = head.apply({'params': params}, x)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return optax.softmax_cross_entropy(logits, labels).mean()
 
   value, (gradients, input_gradient) = jax.value_and_grad(loss, (0, 1))(params, x)
   params, opt_state = adam_update(gradients, params, opt_state, learning_rate)
@@ -152,7 +153,8 @@ def count_correct(
   position = targets.step * batch_size + jnp.arange(batch_size)
   logits: Any = head.apply({'params': params}, x)
   correct = (jnp.argmax(logits, axis=-1) == labels) & (position < num_examples)
-  return targets.step + 1, total.at[labels].add(correct.astype(jnp.int32))
+  by_class = jax.nn.one_hot(labels, head.num_classes, dtype=jnp.int32)
+  return targets.step + 1, total + jnp.sum(by_class * correct[:, None], axis=0)
 
 
 # ------------------------------------------------------------------------------
