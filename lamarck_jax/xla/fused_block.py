@@ -194,7 +194,7 @@ def _shard_gradients(
   inverse = lax.rsqrt(var + epsilon)
 
   def rectified(dy: jax.Array, z: jax.Array) -> jax.Array:
-    return _gradient_of_relu(dy, (z - mean) * (inverse * scale) + bias)
+    return _where_positive((z - mean) * (inverse * scale) + bias, dy)
 
   gradient = rectified(dy.astype(jnp.float32), z)
   dbias = jnp.sum(gradient, (0, 1, 2))
@@ -203,13 +203,8 @@ def _shard_gradients(
   count = sharding.num_shards() * z.size // z.shape[-1]
   slope = (2 * dvar - dscale * scale * inverse**2) / count
   offset = (dmean - dbias * scale * inverse) / count
-  slope, offset = lax.platform_dependent(
-    slope,
-    offset,
-    cpu=lambda *vectors: vectors,
-    # So that XLA fuses nothing below with the sums above and stores no factor.
-    default=lambda *vectors: lax.optimization_barrier(vectors),
-  )
+  # So that XLA fuses nothing of what follows with the sums above and stores no factor.
+  slope, offset = lax.optimization_barrier((slope, offset))
 
   def dz(dy: jax.Array, z: jax.Array) -> jax.Array:
     gradient = rectified(dy, z) * (inverse * scale) + (z - mean) * slope + offset
@@ -220,14 +215,14 @@ def _shard_gradients(
   return (dx,), (dkernel, dscale, dbias)
 
 
-def _gradient_of_relu(dy: jax.Array, t: jax.Array) -> jax.Array:
-  """Returns dy where t is positive, else 0."""
+def _where_positive(t: jax.Array, values: jax.Array) -> jax.Array:
+  """Returns `values`, and 0 where t is not positive."""
   return lax.platform_dependent(
-    dy,
     t,
-    cpu=lambda dy, t: jnp.where(t > 0, dy, 0).astype(t.dtype),
-    # A factor of 0 or 1: of a comparison a GPU's XLA would store the mask.
-    default=lambda dy, t: dy * jnp.clip(jnp.sign(t), 0, 1),
+    values,
+    cpu=lambda t, values: jnp.where(t > 0, values, 0),
+    # A comparison would be stored for its second use, a factor is computed again.
+    default=lambda t, values: values * jnp.clip(jnp.sign(t), 0, 1).astype(values.dtype),
   )
 
 
