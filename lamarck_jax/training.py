@@ -93,10 +93,9 @@ def train_head(
   learning_rate: jax.Array,
   total: jax.Array,
 ) -> tuple[jax.Array, Tree, Tree, jax.Array, jax.Array]:
-  """Trains the head on a batch, and adds the loss to `total`.
+  """Trains the head on a batch, and adds its loss to `total`.
 
-  Returns:
-    The gradient of x, updated parameters and Adam state, the next step, the new total.
+  Returns the gradient of x, parameters and Adam state, the next step, and the total.
   """
   labels = targets.batch()
 
@@ -142,11 +141,7 @@ def count_correct(
   num_examples: jax.Array,
   total: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Adds a batch's correct predictions to `total`, int32 [num_classes].
-
-  Returns:
-    The next step, the new total.
-  """
+  """Returns the next step, and `total` [num_classes] with a batch's correct ones."""
   labels = targets.batch()
   batch_size = len(labels)
   # The last batch is padded with examples that have been counted.
