@@ -207,6 +207,7 @@ def test_a_random_search_keeps_the_weights_of_its_checkpoints_alone(
   assert len(state.needed) <= 2
 
 
+@pytest.mark.slow
 def test_a_random_search_stopped_after_each_event_ends_the_same(
   random_config, undisturbed, tmp_path
 ):

@@ -188,6 +188,7 @@ def test_a_directory_with_another_config_is_refused(command, finished):
   assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_run_killed_within_epochs_of_augmented_training_ends_the_same(
   shared_compilation_cache, command, tmp_path
 ):

@@ -11,7 +11,8 @@ Options = dict[str, str | bool]
 # By default XLA's autotuner takes the GPU exclusively and times every candidate kernel
 # on it while a network trains: 99 of 170 s of training in one search. Asked for
 # deterministic operations, it takes the first kernel of cuDNN's heuristics that is, and
-# the card only computes. It also fixes the kernels, so that one seed gives one search.
+# the card only computes. It also takes from the choice of kernels what differs from run
+# to run.
 # Without Triton, matrix products need no timing either.
 _GPU: Options = {
   'xla_gpu_exclude_nondeterministic_ops': True,

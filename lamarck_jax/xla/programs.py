@@ -310,6 +310,7 @@ class ProgramCache:
     *,
     batch_size: int,
     num_threads: int,
+    max_blocks: int = MAX_BLOCKS_IN_MEMORY,
   ):
     """Starts without any program.
 
@@ -318,10 +319,12 @@ class ProgramCache:
       head: What is compiled for a head.
       batch_size: Examples per batch.
       num_threads: Number of blocks compiled at a time.
+      max_blocks: Number of blocks and heads whose programs stay in memory.
     """
     self.num_compiled = 0
     self._num_traced = 0  # Since JAX's caches were dropped last.
     self._block, self._head, self._batch_size = block, head, batch_size
+    self._max_blocks = max_blocks
     # Threads that trace take the interpreter from one another, and from the one that
     # trains: on a GPU it starts a program in 0.16 ms beside one of them, in 0.70 ms
     # beside four.
@@ -329,7 +332,7 @@ class ProgramCache:
     self._threads = concurrent.futures.ThreadPoolExecutor(
       num_threads, thread_name_prefix='compile'
     )
-    self._future = functools.lru_cache(maxsize=MAX_BLOCKS_IN_MEMORY)(self._submit)
+    self._future = functools.lru_cache(maxsize=max_blocks)(self._submit)
 
   def network(
     self, blocks: Sequence[ConvBlock], head: nn.Module, images: Tree, targets: Tree
@@ -343,7 +346,7 @@ class ProgramCache:
       self._future.cache_clear()
       futures = self.submit(blocks, head, images, targets)
       *block_programs, head_programs = [future.result() for future in futures]
-    if self._num_traced >= MAX_BLOCKS_IN_MEMORY:
+    if self._num_traced >= self._max_blocks:
       # JAX keeps some 0.8 MB of Python objects for every block ever compiled.
       self._num_traced = 0
       jax.clear_caches()

@@ -42,7 +42,7 @@ def run_network(block_class, genotype, variables, images, labels):
   return run(variables['params'], images)
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=3, deadline=None, derandomize=True)
 @given(
   seed=st.integers(0, 10**6),
   num_mutations=st.integers(0, 7),
@@ -78,7 +78,7 @@ def test_networks_of_fused_blocks_equal_the_plain_ones_in_value_and_gradient(
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
   ('size', 'kernel_size', 'stride'),
-  [((8, 6), 3, 2), ((8, 6), 5, 2), ((7, 9), 1, 2), ((7, 9), 3, 2), ((7, 9), 5, 1)],
+  [((8, 6), 5, 2), ((7, 9), 3, 2), ((7, 9), 5, 1)],
   ids=str,
 )
 @pytest.mark.usefixtures('gpu_forms')

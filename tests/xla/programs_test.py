@@ -11,6 +11,8 @@ from lamarck_jax.data.augmentation import NO_AUGMENTATION
 from lamarck_jax.data.on_device import Images, Order, Targets
 from lamarck_jax.xla import programs, sharding
 
+_MAX_BLOCKS = 6
+
 
 class Scaling(nn.Module):
   """A block that compiles in an instant."""
@@ -68,6 +70,7 @@ def make_cache(forward=forward, num_threads=2):
     programs.HeadFunctions(shapes, lambda params: params, train_head, count),
     batch_size=2,
     num_threads=num_threads,
+    max_blocks=_MAX_BLOCKS,
   )
 
 
@@ -100,7 +103,7 @@ def network():
 def test_a_block_is_compiled_once_and_again_when_it_was_used_long_ago(network):
   assert network(1, 2) == 3
   assert network(1, 2) == 3
-  for n in range(3, 3 + programs.MAX_BLOCKS_IN_MEMORY):
+  for n in range(3, 3 + _MAX_BLOCKS):
     compiled = network(n)
   assert network(n) == compiled
   assert network(1, 2) > compiled
@@ -110,7 +113,7 @@ def test_jaxs_own_caches_do_not_grow_with_every_block_ever_compiled(network):
   # The number of traces that JAX keeps of a function is that of its distinct inputs.
   function = jax.jit(lambda x: x + 1)
   function(1.0)
-  for n in range(1, 1 + programs.MAX_BLOCKS_IN_MEMORY // 2):
+  for n in range(1, 1 + _MAX_BLOCKS // 2):
     network(n)  # A block and a head.
   assert function._cache_size() == 0
 
