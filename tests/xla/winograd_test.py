@@ -40,7 +40,7 @@ def test_the_matrices_give_a_correlation_exactly(kernel_size):
 @pytest.mark.parametrize(('kernel_size', 'stride'), [(3, 1), (5, 1), (5, 2)])
 @pytest.mark.parametrize(
   ('images', 'height', 'width', 'channels', 'filters'),
-  [(3, 8, 8, 8, 8), (2, 7, 9, 17, 8), (1, 6, 5, 9, 20), (2, 1, 2, 8, 8)],
+  [(2, 7, 9, 17, 8), (1, 6, 5, 9, 20), (2, 1, 2, 8, 8)],
 )
 def test_convolution_and_its_gradients_match_float64(
   images, height, width, channels, filters, kernel_size, stride
