@@ -1,7 +1,7 @@
 """Random search with the same budget as pure init, ask and tell: a control.
 
 Every network is drawn from the search space and trained from fresh weights, so nothing
-but the best is selected (Li and Talwalkar, UAI 2019). It has the verbs of `evolution`:
+but the best is selected (Li and Talwalkar, UAI 2019). It has the verbs of `evolution`::
 
   state = init(space, budget_epochs=512, epochs_per_evaluation=4)
   while not state.done:

@@ -40,7 +40,7 @@ class Augmentation:
       )
 
   def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Returns which variant each example of a shape gets, int32 [*shape]."""
+    """Returns which variant each of an array of examples gets, int32 of `shape`."""
     return jax.random.randint(key, shape, 0, self.num_variants)
 
   def gather(

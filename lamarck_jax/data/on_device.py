@@ -93,7 +93,7 @@ class Targets(NamedTuple):
 def epoch_order(
   key: jax.Array, *, num_examples: int, shape: tuple[int, int]
 ) -> jax.Array:
-  """Returns a permutation of the training examples, padded to int32 [*shape]."""
+  """Returns a permutation of the training examples, padded to a shape, int32."""
   order = jax.random.permutation(key, jnp.arange(num_examples, dtype=jnp.int32))
   return jnp.resize(order, shape)
 

@@ -150,7 +150,7 @@ def gather(
     size: Height and width of the output.
 
   Returns:
-    [n, *size, window height * window width * channels].
+    [n, output height, output width, window height * window width * channels].
   """
   zero = jnp.zeros((), x.dtype)
   x = lax.pad(x, zero, ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
@@ -235,7 +235,7 @@ def _shifted_sum(
     size: Height and width of the output.
 
   Returns:
-    [n, *size, channels].
+    [n, output height, output width, channels].
   """
   n, zero = products.shape[0], jnp.zeros((), products.dtype)
   products = lax.pad(

@@ -174,7 +174,7 @@ def values_per_image(phases: Phases, channels: int, filters: int) -> int:
 
 
 def convolve(phases: Phases, kernel_values: jax.Array, x: jax.Array) -> jax.Array:
-  """Returns the convolution of a chunk, [n, *size, filters].
+  """Returns the convolution of a chunk, [n, height, width, filters].
 
   Args:
     phases: The convolution.
@@ -194,7 +194,7 @@ def gradients(
     phases: The convolution.
     kernel_values: As in `convolve`, with channels and filters exchanged.
     x: Images, [n, height, width, channels].
-    dy: Gradient of the output, [n, *size, filters].
+    dy: Gradient of the output, [n, height, width, filters].
 
   Returns:
     The gradient of x, and values [points^2, stride^2 channels, filters] to be summed
