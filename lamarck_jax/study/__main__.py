@@ -2,6 +2,7 @@
 
   python -m lamarck_jax.study --config=configs/cifar10.py --workdir=DIR --num_seeds=20
   python -m lamarck_jax.study --config=configs/cifar10.py --workdir=DIR --engine=ray
+  python -m lamarck_jax.study --config=configs/cifar10.py --workdir=DIR --engine=slurm
 
 Every run is an ordinary run directory, DIR/<setting>/seed<k>, and resumes by itself.
 The same command resumes a study that was stopped and skips finished runs; with more
@@ -23,6 +24,7 @@ from lamarck_jax.errors import UserError
 from lamarck_jax.runtime import command_line, signals
 from lamarck_jax.study import results, runner
 from lamarck_jax.study.executors import Executor, LocalExecutor, RayExecutor, Task
+from lamarck_jax.study.slurm import SlurmExecutor
 
 
 def _define_flags() -> None:
@@ -42,31 +44,74 @@ def _define_flags() -> None:
     lower_bound=1,
   )
   flags.DEFINE_enum(
-    'engine', 'local', ['local', 'ray'], 'Processes of this machine, or a Ray cluster.'
+    'engine',
+    'local',
+    ['local', 'ray', 'slurm'],
+    'Processes of this machine, a Ray cluster, or Slurm jobs.',
   )
   flags.DEFINE_integer(
     'num_workers',
     None,
     'Maximum number of concurrent runs; by default one per GPU, or else per core, and'
-    ' with Ray as many as the cluster has room for.',
+    ' with Ray and Slurm as many as the cluster has room for.',
     lower_bound=1,
   )
   flags.DEFINE_string(
     'ray_address', None, 'Ray cluster to join; one is started here by default.'
   )
-  flags.DEFINE_float('cpus_per_run', 1, 'Ray: CPUs that a run needs.', lower_bound=1)
-  flags.DEFINE_float('gpus_per_run', 0, 'Ray: GPUs that a run needs.', lower_bound=0)
+  flags.DEFINE_float(
+    'cpus_per_run', 1, 'Ray, Slurm: CPUs that a run needs.', lower_bound=1
+  )
+  flags.DEFINE_float(
+    'gpus_per_run', 0, 'Ray, Slurm: GPUs that a run needs.', lower_bound=0
+  )
+  flags.DEFINE_list(
+    'slurm_parameters',
+    [],
+    'Slurm: options of sbatch, such as partition=gpu,time=240 (minutes).',
+  )
+  flags.DEFINE_enum(
+    'slurm_cluster',
+    'slurm',
+    ['slurm', 'local'],
+    "Slurm: 'local' runs the jobs as processes of this machine, to try it out.",
+  )
 
 
 def _make_executor(values: flags.FlagValues) -> Executor:
   if values.engine == 'local':
     return LocalExecutor(values.num_workers)
+  if values.engine == 'slurm':
+    return SlurmExecutor(
+      pathlib.Path(values.workdir).absolute() / 'logs' / 'slurm',
+      cpus_per_run=_whole('cpus_per_run', values.cpus_per_run),
+      gpus_per_run=_whole('gpus_per_run', values.gpus_per_run),
+      parameters=_parse_parameters(values.slurm_parameters),
+      num_workers=values.num_workers,
+      cluster=values.slurm_cluster,
+    )
   return RayExecutor(
     values.ray_address,
     cpus_per_run=values.cpus_per_run,
     gpus_per_run=values.gpus_per_run,
     num_workers=values.num_workers,
   )
+
+
+def _whole(name: str, value: float) -> int:
+  if value != int(value):
+    raise UserError(f'{name}: got {value}, want a whole number with Slurm')
+  return int(value)
+
+
+def _parse_parameters(texts: list[str]) -> dict[str, str]:
+  parameters = {}
+  for text in texts:
+    name, equals, value = text.partition('=')
+    if not (name.isidentifier() and equals and value):
+      raise UserError(f'slurm_parameters: got {text!r}, want NAME=VALUE')
+    parameters[name] = value
+  return parameters
 
 
 def _run(tasks: list[Task], values: flags.FlagValues) -> dict[Task, str]:

@@ -1,8 +1,8 @@
 """Executors of a study's runs: processes of this machine, or a Ray cluster.
 
-Both take a `Task` and return a `concurrent.futures.Future`. Its result is None, or the
-reason why the run failed; an exception means that the process died, and that the run
-can be resumed.
+Slurm's is in `slurm`. All take a `Task` and return a `concurrent.futures.Future`. Its
+result is None, or the reason why the run failed; an exception means that the process
+died, and that the run can be resumed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import traceback
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from ml_collections import config_dict
 
@@ -68,6 +68,22 @@ class Task:
       return 0
     # Whatever follows the last line break is an incomplete line, or empty.
     return json.loads(lines[-2])['epochs_used'] if len(lines) > 1 else 0
+
+
+class Executor(Protocol):
+  """Where runs are performed.
+
+  Attributes:
+    num_workers: Maximum number of concurrent runs.
+  """
+
+  num_workers: int
+
+  def submit(self, task: Task) -> Outcome:
+    """Starts a run, or queues it; returns a future of `perform`'s result."""
+
+  def close(self) -> None:
+    """Ends all runs that have not ended."""
 
 
 def perform(task: Task) -> str | None:
@@ -278,6 +294,3 @@ class RayExecutor:
   def close(self) -> None:
     """Leaves the cluster, which ends the runs still in progress."""
     self._ray.shutdown()
-
-
-Executor = LocalExecutor | RayExecutor
