@@ -85,7 +85,7 @@ class Targets(NamedTuple):
   labels: jax.Array
   order: jax.Array
   step: jax.Array
-  class_weights: jax.Array | None
+  class_weights: jax.Array | None = None
 
   def batch(self) -> jax.Array:
     """Returns the labels of the batch, int32 [batch_size]."""
