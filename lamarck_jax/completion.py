@@ -7,6 +7,7 @@ from absl import logging
 import jax
 from ml_collections import config_dict
 
+from lamarck_jax import metrics
 from lamarck_jax.errors import DamagedError
 from lamarck_jax.evolution import Individual
 from lamarck_jax.inheritance import shrink_and_perturb
@@ -57,7 +58,8 @@ def complete(
   Returns:
     `evaluation`, the genotype's fields, `fitness` before completion, and after it
     `training_accuracy`, `validation_accuracy`, `test_accuracy`,
-    `test_accuracy_by_class` (None for a class without test examples) and `seconds`.
+    `test_balanced_accuracy`, `test_accuracy_by_class` (None for a class without test
+    examples), `test_confusion` [class, predicted class] and `seconds`.
   """
   outcome = directory.read_completed(individual.evaluation)
   if outcome is not None:
@@ -95,19 +97,18 @@ def _outcome(
 ) -> dict[str, Any]:
   """Returns what is recorded of a completed individual, but for the seconds."""
   genotype = individual.genotype
-  correct = trainer.num_correct(genotype, variables, 'test')
-  totals = trainer.num_examples('test')
+  confusion = trainer.confusion(genotype, variables, 'test')
+  by_class = metrics.accuracy_by_class(confusion)
   return {
     'evaluation': individual.evaluation,
     **genotype.to_json(),
     'fitness': individual.fitness,
     'training_accuracy': trainer.accuracy(genotype, variables, 'train'),
     'validation_accuracy': trainer.accuracy(genotype, variables, 'validation'),
-    'test_accuracy': int(correct.sum()) / int(totals.sum()),
-    'test_accuracy_by_class': {
-      name: int(right) / int(total) if total else None
-      for name, right, total in zip(trainer.class_names, correct, totals)
-    },
+    'test_accuracy': metrics.accuracy(confusion),
+    'test_balanced_accuracy': metrics.balanced_accuracy(confusion),
+    'test_accuracy_by_class': dict(zip(trainer.class_names, by_class)),
+    'test_confusion': confusion.tolist(),
   }
 
 

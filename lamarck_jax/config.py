@@ -27,6 +27,9 @@ INHERITANCE_MODES = tuple(
   dict.fromkeys(changes['inheritance'] for changes in SETTINGS.values())
 )
 
+# The names in `metrics.MEASURES`.
+FITNESS_MEASURES = ('accuracy', 'balanced_accuracy')
+
 # Each has a module with its pure init, ask and tell; see `search_state`.
 ALGORITHMS = ('one_plus_one', 'random_search')
 
@@ -182,6 +185,10 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   # Shrink and perturb: inherited weights are scaled by it, and fresh ones added at 1
   # minus it. 1: they stay as they are.
   'inheritance_shrink': (1.0, _share),
+  # Of the training loss; 'balanced': all classes weigh the same, however frequent.
+  'class_weights': ('none', _one_of(('none', 'balanced'))),
+  # What is selected for, on the validation split.
+  'fitness': ('accuracy', _one_of(FITNESS_MEASURES)),
   # Type of the computation inside the blocks.
   'compute_dtype': ('float32', _one_of(('float32', 'bfloat16'))),
   # Limits; a candidate above one is recorded as failed and never becomes a parent.

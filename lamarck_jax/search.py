@@ -19,6 +19,7 @@ from lamarck_jax import (
   completion,
   flops,
   inheritance,
+  metrics,
   model,
   moments,
   mutation,
@@ -89,6 +90,7 @@ def run(
     batch_size=config.batch_size,
     compute_dtype=config.compute_dtype,
     augmentation=Augmentation(**config.augmentation),
+    class_weights=config.class_weights,
   )
   with contextlib.closing(trainer), lock.locked(workdir):
     directory = records.RunDirectory(workdir, config.to_dict())
@@ -141,6 +143,7 @@ class Trial:
     child: Its genotype.
     fitness_before: Its validation accuracy before training, if it got that far.
     fitness: The same after training.
+    measures: Each of `metrics.MEASURES` after training, once they are known.
     failure: Why it could not be evaluated, or None.
     flops: Operations to classify one example.
     examples: Number of training examples that it sees.
@@ -161,6 +164,7 @@ class Trial:
     self.child = state.ask()
     self.fitness_before: float | None = None
     self.fitness: float | None = None
+    self.measures: Mapping[str, float | None] = dict.fromkeys(metrics.MEASURES)
     self.failure: str | None = None
     shape = trainer.image_shape
     self.flops = flops.network_flops(self.child, shape, trainer.num_classes)
@@ -200,7 +204,7 @@ class Trial:
     trainer.compile(child)
     self.stopwatch.lap('compile')
     trainer.compile_ahead(list(self._successors()))
-    self.fitness_before = trainer.accuracy(child, variables, 'validation')
+    self.fitness_before = self._measure(variables)[self._config.fitness]
     self.stopwatch.lap('birth')
     key, rates = self.state.key(Purpose.TRAINING), learning_rates(self._config)
     variables = trainer.train(key, child, variables, rates, self._check_epoch)
@@ -208,10 +212,14 @@ class Trial:
     return variables
 
   def evaluate(self, variables: Variables) -> float:
-    """Returns the fitness, the accuracy on the validation split."""
-    fitness = self._trainer.accuracy(self.child, variables, 'validation')
+    """Returns the fitness, a measure on the validation split."""
+    self.measures = measures = self._measure(variables)
     self.stopwatch.lap('evaluate')
-    return fitness
+    return measures[self._config.fitness]
+
+  def _measure(self, variables: Variables) -> dict[str, float]:
+    confusion = self._trainer.confusion(self.child, variables, 'validation')
+    return metrics.measures(confusion)
 
   @contextlib.contextmanager
   def failures_noted(self) -> Iterator[None]:
@@ -279,6 +287,7 @@ def _record(
     'mutation': mutation.describe(parent.genotype, child) if parent else [],
     'fitness_at_birth': trial.fitness_before,
     'fitness': fitness or 0.0,
+    **trial.measures,
     'failure': trial.failure,
     'accepted': fitness is not None and (beaten is None or fitness > beaten.fitness),
     'niche': before.niche.origin.evaluation if before.niche else None,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lamarck_jax import model
+from lamarck_jax import metrics, model
 from lamarck_jax.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamarck_jax.data.datasets import Dataset
 from lamarck_jax.data.on_device import DeviceData, Images, Targets
@@ -101,7 +101,7 @@ def train_head(
 
   def loss(params: Tree, x: jax.Array) -> jax.Array:
     logits: Any = head.apply({'params': params}, x)
-    return cross_entropy.softmax_cross_entropy(logits, labels).mean()
+    return targets.mean(cross_entropy.softmax_cross_entropy(logits, labels), labels)
 
   value, (gradients, input_gradient) = jax.value_and_grad(loss, (0, 1))(params, x)
   params, opt_state = adam_update(gradients, params, opt_state, learning_rate)
@@ -133,7 +133,7 @@ def infer(
   return outputs
 
 
-def count_correct(
+def count_predictions(
   head: model.Classifier,
   params: Tree,
   x: jax.Array,
@@ -141,15 +141,19 @@ def count_correct(
   num_examples: jax.Array,
   total: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns the next step, and `total` [num_classes] with a batch's correct ones."""
+  """Returns the next step, and `total` [class, predicted class] with a batch added."""
   labels = targets.batch()
   batch_size = len(labels)
   # The last batch is padded with examples that have been counted.
   position = targets.step * batch_size + jnp.arange(batch_size)
   logits: Any = head.apply({'params': params}, x)
-  correct = (jnp.argmax(logits, axis=-1) == labels) & (position < num_examples)
-  by_class = jax.nn.one_hot(labels, head.num_classes, dtype=jnp.int32)
-  return targets.step + 1, total + jnp.sum(by_class * correct[:, None], axis=0)
+  true, predicted = (
+    jax.nn.one_hot(classes, head.num_classes)
+    for classes in (labels, jnp.argmax(logits, axis=-1))
+  )
+  # A product of one-hot labels, since a scatter is slow on a GPU; exact up to 2**24.
+  counts = (true * (position < num_examples)[:, None]).T @ predicted
+  return targets.step + 1, total + counts.astype(jnp.int32)
 
 
 # ------------------------------------------------------------------------------
@@ -178,6 +182,7 @@ class Trainer:
     batch_size: int,
     compute_dtype: str = 'float32',
     augmentation: Augmentation = NO_AUGMENTATION,
+    class_weights: str = 'none',
   ):
     """Puts the data set on the device.
 
@@ -186,6 +191,7 @@ class Trainer:
       batch_size: Examples per batch.
       compute_dtype: Of the blocks, `float32` or `bfloat16`.
       augmentation: Of the training images; evaluation sees them as they are.
+      class_weights: Of the loss, `none`, or `balanced`: see `DeviceData`.
 
     Raises:
       UserError: If there are fewer training examples than a batch has, or images are
@@ -208,15 +214,16 @@ class Trainer:
         model.block_shapes, adam(0.0).init, forward, backward, infer
       ),
       programs.HeadFunctions(
-        model.classifier_shapes, adam(0.0).init, train_head, count_correct
+        model.classifier_shapes, adam(0.0).init, train_head, count_predictions
       ),
       batch_size=batch_size,
       num_threads=devices.num_cores(),
     )
     self._dtype = jnp.dtype(compute_dtype).type
-    self._data = DeviceData(dataset, batch_size, augmentation)
-    self._zero_step, self._zero_loss, self._zero_correct = self._data.put(
-      (np.int32(0), np.float32(0), np.zeros(self.num_classes, np.int32))
+    self._data = DeviceData(dataset, batch_size, augmentation, class_weights)
+    counts = np.zeros((self.num_classes, self.num_classes), np.int32)
+    self._zero_step, self._zero_loss, self._zero_counts = self._data.put(
+      (np.int32(0), np.float32(0), counts)
     )
 
   def train(
@@ -286,25 +293,20 @@ class Trainer:
 
   def accuracy(self, genotype: Genotype, variables: Variables, split: str) -> float:
     """Returns the share of a split's examples that a network classifies right."""
-    correct = self.num_correct(genotype, variables, split)
-    return int(correct.sum()) / int(self.num_examples(split).sum())
+    return metrics.accuracy(self.confusion(genotype, variables, split))
 
-  def num_examples(self, split: str) -> np.ndarray:
-    """Returns the number of a split's examples of each class, int64 [num_classes]."""
-    return self._data.num_examples[split]
-
-  def num_correct(
+  def confusion(
     self, genotype: Genotype, variables: Variables, split: str
   ) -> np.ndarray:
-    """Returns the number of correct predictions of each class, int32 [num_classes].
+    """Returns the number of examples by class and predicted class, int32.
 
     Every example of the split, `train`, `validation` or `test`, counts once.
     """
     blocks, head = self._programs(genotype)
     params, stats = self._data.put((variables['params'], variables['batch_stats']))
     order = self._data.in_order(split)
-    num_examples = self._data.put(np.int32(self.num_examples(split).sum()))
-    step, total = self._zero_step, self._zero_correct
+    num_examples = self._data.put(np.int32(self._data.num_examples(split)))
+    step, total = self._zero_step, self._zero_counts
     # `InFlight` would keep activations alive, so every eighth block is waited for: half
     # of what may be in flight, since there can be a head for each block.
     waits = itertools.cycle([False] * (programs.MAX_IN_FLIGHT // 2 - 1) + [True])

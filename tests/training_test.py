@@ -1,3 +1,4 @@
+import dataclasses
 import warnings
 
 from flax import traverse_util
@@ -6,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import sklearn.metrics
 
 from lamarck_jax import genotype as genotype_lib
 from lamarck_jax import model, mutation, training
 from lamarck_jax.data import datasets, on_device
+from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype, SearchSpace
 from lamarck_jax.runtime import devices
 
@@ -154,12 +157,49 @@ def test_evaluation_counts_every_example_once(tiny_dataset, batch_size):
     examples = getattr(tiny_dataset, split)
     images = (examples.images - pixels.mean()) / pixels.std()
     logits = apply(variables, jnp.asarray(images, jnp.float32))
-    correct = np.asarray(logits).argmax(-1) == examples.labels
+    predicted = np.asarray(logits).argmax(-1)
+    correct = predicted == examples.labels
     assert trainer.accuracy(genotype, variables, split) == correct.mean()
     np.testing.assert_array_equal(
-      trainer.num_correct(genotype, variables, split),
-      np.bincount(examples.labels, weights=correct, minlength=3),
+      trainer.confusion(genotype, variables, split),
+      sklearn.metrics.confusion_matrix(examples.labels, predicted, labels=range(3)),
     )
+
+
+def test_balanced_class_weights_weigh_every_class_the_same(tiny_dataset):
+  train = tiny_dataset.train
+  kept = np.flatnonzero((train.labels != 1) | (np.arange(len(train.labels)) < 12))
+  rare = datasets.Split(train.images[kept], train.labels[kept])
+  counts = np.bincount(rare.labels)
+  assert counts[1] < counts.min(where=[True, False, True], initial=99) / 2
+  dataset = dataclasses.replace(tiny_dataset, train=rare)
+  batch_size = len(rare.labels)
+  losses = {}
+  genotype = Genotype((genotype_lib.Block(4, 3, 1),))
+  variables = model.init_variables(KEY, genotype, 1, 3)
+  for class_weights in ('none', 'balanced'):
+    trainer = training.Trainer(
+      dataset, batch_size=batch_size, class_weights=class_weights
+    )
+    state = trainer.initial_state(genotype, variables)
+    _, losses[class_weights] = trainer.train_epoch(KEY, genotype, state, 0, 1e-3)
+
+  pixels = rare.images.astype(np.float64)
+  images = jnp.asarray((pixels - pixels.mean()) / pixels.std(), jnp.float32)
+  logits, _ = model.ConvNet(genotype, 3).apply(
+    variables, images, train=True, mutable=['batch_stats']
+  )
+  each = optax.softmax_cross_entropy_with_integer_labels(logits, rare.labels)
+  by_class = [float(each[rare.labels == label].mean()) for label in range(3)]
+  assert losses['none'] == pytest.approx(float(each.mean()), rel=1e-4)
+  assert losses['balanced'] == pytest.approx(np.mean(by_class), rel=1e-4)
+
+
+def test_a_class_without_training_examples_cannot_be_weighted(tiny_dataset):
+  names = (*tiny_dataset.class_names, 'none of it')
+  dataset = dataclasses.replace(tiny_dataset, class_names=names)
+  with pytest.raises(UserError, match=r"class_weights: .*'none of it'"):
+    training.Trainer(dataset, batch_size=24, class_weights='balanced')
 
 
 def test_an_epoch_is_a_fresh_permutation_and_drops_the_remainder(tiny_dataset):

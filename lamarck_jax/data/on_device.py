@@ -16,6 +16,7 @@ import numpy as np
 from lamarck_jax.data import datasets
 from lamarck_jax.data.augmentation import Augmentation
 from lamarck_jax.data.datasets import Dataset
+from lamarck_jax.errors import UserError
 from lamarck_jax.xla import sharding
 
 # Folded into the key of an epoch for its augmentation. `permutation` splits that key,
@@ -78,15 +79,23 @@ class Targets(NamedTuple):
     labels: int32 [num_examples], all splits.
     order: int32 [steps, batch_size], the examples in the order of this pass.
     step: int32 scalar, index of the batch.
+    class_weights: float32 [num_classes], of the loss; None: all are 1.
   """
 
   labels: jax.Array
   order: jax.Array
   step: jax.Array
+  class_weights: jax.Array | None = None
 
   def batch(self) -> jax.Array:
     """Returns the labels of the batch, int32 [batch_size]."""
     return self.labels[sharding.constrain(self.order[self.step])]
+
+  def mean(self, losses: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the mean of a batch's losses, each weighted by its label's class."""
+    if self.class_weights is None:
+      return losses.mean()
+    return (losses * self.class_weights[labels]).mean()
 
 
 @functools.partial(jax.jit, static_argnames=('num_examples', 'shape'))
@@ -105,14 +114,28 @@ class DeviceData:
     mesh: The devices.
     batch_size: Examples per batch.
     examples: The examples of each split, by its name.
-    num_examples: Their number by class, int64 [num_classes], by split.
   """
 
-  def __init__(self, dataset: Dataset, batch_size: int, augmentation: Augmentation):
+  def __init__(
+    self,
+    dataset: Dataset,
+    batch_size: int,
+    augmentation: Augmentation,
+    class_weights: str = 'none',
+  ):
     """Replicates the data set over the devices.
 
+    Args:
+      dataset: Its three splits.
+      batch_size: Examples per batch.
+      augmentation: Of the training images.
+      class_weights: `none`, or `balanced`: a class is weighted by the number of
+        training examples over the number of classes and over its own number, so that
+        all classes weigh the same in an epoch's loss, and the mean weight is 1.
+
     Raises:
-      UserError: If the images are too small for the augmentation.
+      UserError: If the images are too small for the augmentation, or a class to be
+        weighted has no training example.
     """
     augmentation.check(dataset.image_shape)
     self._augmentation = augmentation
@@ -121,16 +144,15 @@ class DeviceData:
     splits = {name: getattr(dataset, name) for name in ('train', 'validation', 'test')}
     ends = list(itertools.accumulate(len(split.labels) for split in splits.values()))
     self.examples = dict(zip(splits, map(range, [0, *ends], ends)))
-    self.num_examples = {
-      name: np.bincount(split.labels, minlength=dataset.num_classes)
-      for name, split in splits.items()
-    }
     # One shape for all splits, so that all share the first block's programs.
     steps = max(map(self.num_steps, splits))
     self._order_shape = steps, batch_size
     # What evaluation leaves unused: every pass has the leaves that were compiled for.
     unused = np.zeros(self._order_shape, np.int32)
     self._unused_variants = self.put(unused) if augmentation else None
+    self._class_weights = None
+    if class_weights == 'balanced':
+      self._class_weights = self.put(_balanced_weights(dataset))
     mean, std = datasets.channel_statistics(dataset.train.images)
     self._pixels, self._labels, self._mean, self._std = self.put(
       (
@@ -145,13 +167,17 @@ class DeviceData:
     """Puts arrays on the devices, replicated if there are several."""
     return jax.device_put(tree, sharding.replicated(self.mesh))
 
+  def num_examples(self, split: str) -> int:
+    """Returns the number of examples of a split."""
+    return len(self.examples[split])
+
   def num_steps(self, split: str) -> int:
     """Returns the number of batches that hold all examples of a split."""
-    return -(-len(self.examples[split]) // self.batch_size)
+    return -(-self.num_examples(split) // self.batch_size)
 
   def shuffled(self, key: jax.Array) -> Order:
     """Returns an order of the training split drawn with a key."""
-    num_examples = len(self.examples['train'])
+    num_examples = self.num_examples('train')
     examples = epoch_order(key, num_examples=num_examples, shape=self._order_shape)
     if not self._augmentation:
       return self.put(Order(examples, None))
@@ -170,7 +196,7 @@ class DeviceData:
 
   def targets(self, order: Order, step: Any) -> Targets:
     """Returns the input of the head."""
-    return Targets(self._labels, order.examples, step)
+    return Targets(self._labels, order.examples, step, self._class_weights)
 
   def shapes(self) -> tuple[Images, Targets]:
     """Returns shapes, dtypes and shardings of `images` and `targets`."""
@@ -182,3 +208,15 @@ class DeviceData:
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
       (self.images(order, step), self.targets(order, step)),
     )
+
+
+def _balanced_weights(dataset: Dataset) -> np.ndarray:
+  """Returns the weights of `balanced`, float32 [num_classes]."""
+  counts = np.bincount(dataset.train.labels, minlength=dataset.num_classes)
+  if not counts.all():
+    name = dataset.class_names[int(counts.argmin())]
+    raise UserError(
+      f"class_weights: got 'balanced' where class {name!r} has no training example,"
+      ' want at least one'
+    )
+  return (counts.sum() / (len(counts) * counts)).astype(np.float32)

@@ -260,7 +260,7 @@ def compile_head(
   params, opt_state = _structs((params, opt_state), replicated)
   scalar, count = (_scalar(dtype, replicated) for dtype in (jnp.float32, jnp.int32))
   logits = jax.eval_shape(module.apply, {'params': params}, inputs)
-  counts = jax.ShapeDtypeStruct(logits.shape[1:], jnp.int32, sharding=replicated)
+  counts = jax.ShapeDtypeStruct(logits.shape[1:] * 2, jnp.int32, sharding=replicated)
   options = compiler.options(mesh.devices.flat[0].platform)
   with jax.set_mesh(mesh):
     with tracing:

@@ -157,13 +157,13 @@ def test_evaluation_sees_the_images_as_they_are(tiny_dataset):
     list(batches(plain, KEY, train=False)),
   )
   variables = model.init_variables(KEY, NETWORK, 1, 3)
-  correct = [
-    training.Trainer(tiny_dataset, batch_size=24, augmentation=setting).num_correct(
+  counts = [
+    training.Trainer(tiny_dataset, batch_size=24, augmentation=setting).confusion(
       NETWORK, variables, 'train'
     )
     for setting in (Augmentation(flip=True, shift=2), NO_AUGMENTATION)
   ]
-  np.testing.assert_array_equal(*correct)
+  np.testing.assert_array_equal(*counts)
 
 
 def test_augmented_batches_have_the_computations_dtype(tiny_dataset):

@@ -53,14 +53,17 @@ def main() -> None:
     training.infer,
   )
   head_functions = programs.HeadFunctions(
-    model.classifier_shapes, init_optimizer, training.train_head, training.count_correct
+    model.classifier_shapes,
+    init_optimizer,
+    training.train_head,
+    training.count_predictions,
   )
   for filters, kernel_size, stride, size, channels, dtype in BLOCKS:
     block = fused_block.ConvBlock(filters, kernel_size, stride, jnp.dtype(dtype).type)
     inputs = struct(dtype, BATCH_SIZE, size, size, channels)
     programs.compile_block(block_functions, block, inputs, tracing)
   targets = on_device.Targets(
-    struct('int32', 60_000), struct('int32', 88, BATCH_SIZE), struct('int32')
+    struct('int32', 60_000), struct('int32', 88, BATCH_SIZE), struct('int32'), None
   )
   inputs = struct('float32', BATCH_SIZE, 8, 8, 256)
   programs.compile_head(head_functions, model.Classifier(10), inputs, targets, tracing)

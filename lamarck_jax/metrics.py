@@ -1,0 +1,45 @@
+"""What a confusion matrix says of a network."""
+
+import numpy as np
+
+# The measures that a fitness can be.
+MEASURES = ('accuracy', 'balanced_accuracy')
+
+
+def accuracy(confusion: np.ndarray) -> float:
+  """Returns the share of examples that are classified right (Section 4.2).
+
+  Args:
+    confusion: int [class, predicted class], numbers of examples.
+  """
+  return int(confusion.trace()) / int(confusion.sum())
+
+
+def balanced_accuracy(confusion: np.ndarray) -> float:
+  """Returns the mean of the accuracies of the classes that have examples.
+
+  Args:
+    confusion: int [class, predicted class], numbers of examples.
+  """
+  right = [share for share in accuracy_by_class(confusion) if share is not None]
+  return float(np.mean(right))
+
+
+def accuracy_by_class(confusion: np.ndarray) -> list[float | None]:
+  """Returns the accuracy of each class; None for one without examples.
+
+  Args:
+    confusion: int [class, predicted class], numbers of examples.
+  """
+  return [
+    int(right) / int(total) if total else None
+    for right, total in zip(confusion.diagonal(), confusion.sum(axis=1), strict=True)
+  ]
+
+
+def measures(confusion: np.ndarray) -> dict[str, float]:
+  """Returns every one of `MEASURES` by name."""
+  return {
+    'accuracy': accuracy(confusion),
+    'balanced_accuracy': balanced_accuracy(confusion),
+  }
