@@ -80,7 +80,8 @@ def or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 def is_network(value: Any) -> bool:
   """Returns whether a value is a list of blocks (filters, kernel size, stride)."""
   is_block = list_of(lambda number: is_count(number) and 0 < number < 2**31)
-  return list_of(lambda block: is_block(block) and len(block) == 3)(value) and value
+  are_blocks = list_of(lambda block: is_block(block) and len(block) == 3)
+  return bool(value) and are_blocks(value)
 
 
 def is_object_of(fields: Mapping[str, Field]) -> Callable[[Any], bool]:
@@ -289,11 +290,14 @@ _SETTING = {
   'missing': Field('an object of text', mapping_of(is_text)),
 }
 
+_SETTINGS = list_of(is_object_of(_SETTING))
 _RESULTS = {
   'dataset': _TEXT,
   'budget_epochs': _COUNT,
   'checkpoint_epochs': _COUNTS,
-  'settings': Field('settings with their runs', list_of(is_object_of(_SETTING))),
+  'settings': Field(
+    'settings with their runs', lambda value: bool(value) and _SETTINGS(value)
+  ),
 }
 
 
