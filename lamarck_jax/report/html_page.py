@@ -6,6 +6,7 @@ every run and study, and by `python -m lamarck_jax.report` at any time.
 
 import base64
 from collections.abc import Mapping
+import hashlib
 import html
 import importlib.resources
 import json
@@ -14,17 +15,19 @@ import os
 import pathlib
 import string
 from typing import Any
+import urllib.parse
 
 from absl import logging
 
 from lamarck_jax.errors import StorageError, UserError
 from lamarck_jax.run_directory import durable, records
-from lamarck_jax.study import results
+from lamarck_jax.study import checked_files, results
 from lamarck_jax.study.results import Study
 
 FILE_NAME = 'report.html'
 # One script on the page, in this order.
 _SCRIPTS = ('elements.js', 'run.js', 'study.js', 'start.js')
+_END = b'</html>\n'
 # What may prevent a report; the last where Plotly was left out of an installation.
 _ERRORS = (UserError, StorageError, OSError, ValueError, LookupError, ImportError)
 
@@ -65,12 +68,17 @@ def write_if_possible(workdir: str | os.PathLike[str]) -> pathlib.Path | None:
       for name in ('result.json', 'results.json')
       if (result := path.with_name(name)).exists()
     ]
-    if path.exists() and written and path.stat().st_mtime_ns >= max(written):
+    if written and _is_whole(path) and path.stat().st_mtime_ns >= max(written):
       return path
     return write(workdir)
   except _ERRORS as error:
     logging.warning('no report of %s: %s', workdir, error)
     return None
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+  """Returns whether a file is a report to its end, and not one that was cut off."""
+  return path.is_file() and path.read_bytes()[-len(_END) :] == _END
 
 
 def collect(workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -107,17 +115,38 @@ def _without_nan(value: Any) -> Any:
 
 
 def render(content: Mapping[str, Any]) -> str:
-  """Returns the HTML page for content that `collect` has returned."""
+  """Returns the HTML page for content that `collect` has returned.
+
+  The page's policy lets it run its own scripts and nothing else, so that text which
+  somebody else wrote into a run cannot become a program in the reader's browser.
+  """
   import plotly.offline  # Takes half a second, which bad input need not wait for.
 
+  plotly_script = plotly.offline.get_plotlyjs().replace('</script', '<\\/script')
+  script = '\n'.join(map(_asset, _SCRIPTS))
   # A closing tag inside a string would end the script.
   data = to_json(content).replace('<', '\\u003c')
   return string.Template(_asset('page.html')).substitute(
+    policy=_policy(plotly_script, script),
     title=html.escape(content['title']),
     style=_asset('page.css'),
     data=data,
-    plotly=plotly.offline.get_plotlyjs().replace('</script', '<\\/script'),
-    script='\n'.join(map(_asset, _SCRIPTS)),
+    plotly=plotly_script,
+    script=script,
+  )
+
+
+def _policy(*scripts: str) -> str:
+  """Returns a Content-Security-Policy under which nothing but these scripts runs.
+
+  Styles are admitted, since Plotly makes some; without images and fonts from elsewhere
+  they can send nothing anywhere.
+  """
+  digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
+  hashes = ' '.join(f"'sha256-{base64.b64encode(d).decode()}'" for d in digests)
+  return (
+    f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline';"
+    " img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'"
   )
 
 
@@ -130,10 +159,10 @@ def _collect_run(path: pathlib.Path) -> dict[str, Any]:
   return {
     'kind': 'run',
     'title': path.resolve().name,
-    'config': records.read_config(path),
+    'config': checked_files.read_config(path),
     'environment': records.read_environment(path),
-    'events': records.read_events(path),
-    'result': records.read_result(path),
+    'events': checked_files.read_events(path),
+    'result': checked_files.read_result(path),
   }
 
 
@@ -177,17 +206,22 @@ def _list_runs(path: pathlib.Path, study: Study) -> list[dict[str, Any]]:
     finished = {run.seed: run for run in setting.runs}
     for seed in sorted({*finished, *setting.missing}):
       directory = pathlib.Path(setting.name, f'seed{seed}')
-      has_report = (path / directory / FILE_NAME).exists()
+      has_report = (path / directory / FILE_NAME).is_file()
       runs.append(
         {
           'setting': setting.name,
           'seed': seed,
           'best': finished[seed].best_fitness[-1] if seed in finished else None,
           'why': setting.missing.get(seed),
-          'link': (directory / FILE_NAME).as_posix() if has_report else None,
+          'link': _link(directory / FILE_NAME) if has_report else None,
         }
       )
   return runs
+
+
+def _link(path: pathlib.Path) -> str:
+  """Returns a link to a file below the page's folder, whatever it is named."""
+  return f'./{urllib.parse.quote(path.as_posix())}'
 
 
 def _data_url(image: bytes) -> str:

@@ -113,6 +113,8 @@ def read_bytes(path: pathlib.Path) -> bytes:
     UserError: If it cannot be read.
   """
   try:
+    if not path.is_file():
+      raise DamagedError(f'file: got {path}, want a regular file')
     num_bytes = path.stat().st_size
     if num_bytes > MAX_BYTES:
       raise DamagedError(

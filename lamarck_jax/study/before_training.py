@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 
+from absl import logging
 import numpy as np
 
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.run_directory import records
 from lamarck_jax.runtime import command_line
-from lamarck_jax.study import tables
+from lamarck_jax.study import checked_files, tables
 
 # The shape of images, for runs that do not record it.
 _DEFAULT_SHAPE = (32, 32, 3)
@@ -47,7 +48,8 @@ def collect(root: pathlib.Path) -> list[AccuracyDrops]:
     root: Directory of the study.
 
   Returns:
-    The children by setting and operator, except those that failed before training.
+    The children by setting and operator, except those that failed before training. A
+    run that cannot be read is left out, with a warning.
 
   Raises:
     UserError: If there is no run.
@@ -57,9 +59,11 @@ def collect(root: pathlib.Path) -> list[AccuracyDrops]:
     raise UserError(f'study: got {root}, want a study with runs')
   found: dict[tuple[str, str, bool], list[float]] = {}
   for path in paths:
-    events = records.read_events(path)
-    dataset = records.read_environment(path).get('dataset', {})
-    channels = dataset.get('image_shape', _DEFAULT_SHAPE)[-1]
+    try:
+      events, channels = checked_files.read_events(path), _num_channels(path)
+    except UserError as error:
+      logging.warning('%s is left out: %s', path, error)
+      continue
     for event in events:
       if event['parent'] is None or event['fitness_at_birth'] is None:
         continue
@@ -70,6 +74,14 @@ def collect(root: pathlib.Path) -> list[AccuracyDrops]:
       drop = parent['fitness'] - event['fitness_at_birth']
       found.setdefault(key, []).append(drop)
   return [AccuracyDrops(*key, tuple(drops)) for key, drops in sorted(found.items())]
+
+
+def _num_channels(path: pathlib.Path) -> int:
+  """Returns the number of channels of a run's images."""
+  match records.read_environment(path):
+    case {'dataset': {'image_shape': [*_, int(channels)]}}:
+      return channels
+  return _DEFAULT_SHAPE[-1]
 
 
 def can_preserve_function(parent: Genotype, child: Genotype, channels: int) -> bool:

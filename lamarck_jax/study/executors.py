@@ -24,7 +24,9 @@ from typing import Protocol, TextIO
 from ml_collections import config_dict
 
 from lamarck_jax.errors import UserError
+from lamarck_jax.run_directory import durable
 from lamarck_jax.runtime import devices
+from lamarck_jax.study import checked_files
 
 # None, or why a run failed; an exception if its process died.
 Outcome = concurrent.futures.Future[str | None]
@@ -57,17 +59,19 @@ class Task:
 
   @property
   def finished(self) -> bool:
-    """Whether it has a result."""
-    return (self.workdir / 'result.json').exists()
+    """Whether it has a result that can be read."""
+    with contextlib.suppress(UserError):
+      return checked_files.read_result(self.workdir) is not None
+    return False
 
   def epochs_used(self) -> int:
     """Returns the training epochs used so far, according to its events on disk."""
-    try:
-      lines = (self.workdir / 'events.jsonl').read_bytes().split(b'\n')
-    except FileNotFoundError:
-      return 0
-    # Whatever follows the last line break is an incomplete line, or empty.
-    return json.loads(lines[-2])['epochs_used'] if len(lines) > 1 else 0
+    path = self.workdir / 'events.jsonl'
+    with contextlib.suppress(UserError, ValueError, LookupError, TypeError):
+      # Whatever follows the last line break is an incomplete line, or empty.
+      *lines, _ = durable.read_bytes(path).split(b'\n') if path.exists() else [b'']
+      return int(json.loads(lines[-1])['epochs_used']) if lines else 0
+    return 0  # It cannot be read, which the run says when it starts.
 
 
 class Executor(Protocol):

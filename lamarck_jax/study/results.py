@@ -11,11 +11,15 @@ import os
 import pathlib
 from typing import Any
 
+from absl import logging
+
 from lamarck_jax import config as config_lib
-from lamarck_jax.errors import UserError
-from lamarck_jax.run_directory import durable, records
+from lamarck_jax.errors import DamagedError, UserError
+from lamarck_jax.run_directory import durable
+from lamarck_jax.study import checked_files
 
 FORMAT_VERSION = 1
+_NOT_FINISHED = 'not finished'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,31 +135,24 @@ def write_plan(
     StorageError: If the plan cannot be written.
   """
   path = root / 'study.json'
-  known = _read_plan(root)['runs'] if path.exists() else []
+  known = checked_files.read_plan(path)['runs'] if path.exists() else []
   known += [list(run) for run in runs if list(run) not in known]
   content = {'format_version': FORMAT_VERSION, 'runs': known}
   _write(path, json.dumps({**content, 'failures': dict(failures or {})}, indent=1))
 
 
-def _read_plan(root: pathlib.Path) -> dict[str, Any]:
-  path = root / 'study.json'
-  try:
-    plan = json.loads(path.read_bytes())
-    return {'runs': list(plan['runs']), 'failures': dict(plan['failures'])}
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(f'study: got {path}, want the plan of a study: {error}') from error
-
-
 def collect(root: pathlib.Path) -> Study:
   """Reads the run directories of a study.
+
+  A run that cannot be read is missing, with the reason.
 
   Args:
     root: Directory of the study; it has a plan.
 
   Raises:
-    UserError: If no run has been started, or files are damaged.
+    UserError: If the plan is damaged, or no run that can be read has been started.
   """
-  plan = _read_plan(root)
+  plan = checked_files.read_plan(root / 'study.json')
   runs: dict[str, list[Run]] = {}
   missing: dict[str, dict[int, str]] = {}
   configs: dict[str, dict[str, Any]] = {}
@@ -163,14 +160,41 @@ def collect(root: pathlib.Path) -> Study:
     runs.setdefault(name, [])
     missing.setdefault(name, {})
     path = root / name / f'seed{seed}'
-    if (path / 'config.json').exists():
-      configs[name] = records.read_config(path)
-    if (path / 'result.json').exists():
-      runs[name].append(_read_run(path, seed))
+    why = plan['failures'].get(f'{name}/seed{seed}', _NOT_FINISHED)
+    run = None
+    try:
+      if (path / 'config.json').exists():
+        configs[name] = _read_config(path, seed)
+        run = _read_run(path, seed)
+    except UserError as error:
+      why = str(error)
+    if run:
+      runs[name].append(run)
     else:
-      missing[name][seed] = plan['failures'].get(f'{name}/seed{seed}', 'not finished')
+      missing[name][seed] = checked_files.printable(why)
+  for name in runs:
+    if name not in configs:
+      _warn_of_unreadable(name, missing[name])
   if not configs:
-    raise UserError(f'study: got {root}, want a study with a run that has started')
+    raise UserError(
+      f'study: got {root}, want a study with a run that has started and can be read'
+    )
+  return _study(runs, missing, configs)
+
+
+def _warn_of_unreadable(name: str, missing: Mapping[int, str]) -> None:
+  """Names the runs of a setting of which none has a configuration."""
+  for seed, why in missing.items():
+    if why != _NOT_FINISHED:
+      logging.warning('%s/seed%d is missing: %s', name, seed, why)
+
+
+def _study(
+  runs: Mapping[str, list[Run]],
+  missing: Mapping[str, Mapping[int, str]],
+  configs: Mapping[str, Mapping[str, Any]],
+) -> Study:
+  """Returns the study of runs by the name of their setting."""
   settings = [
     Setting(
       name,
@@ -190,17 +214,39 @@ def collect(root: pathlib.Path) -> Study:
   }
   config = next(iter(configs.values()))
   return Study(
-    config['dataset']['name'],
+    checked_files.printable(config['dataset']['name']),
     config['budget_epochs'],
     tuple(sorted(checkpoints)),
     tuple(settings),
   )
 
 
-def _read_run(path: pathlib.Path, seed: int) -> Run:
-  events = records.read_events(path)
-  result = records.read_result(path)
-  assert result is not None
+def _read_config(path: pathlib.Path, seed: int) -> dict[str, Any]:
+  """Returns the configuration of a run.
+
+  Raises:
+    UserError: If it is damaged, or has another seed.
+  """
+  config = checked_files.read_config(path)
+  if config['seed'] != seed:
+    raise DamagedError(
+      f'seed: got {config["seed"]} in {path / "config.json"}, want {seed}'
+    )
+  return config
+
+
+def _read_run(path: pathlib.Path, seed: int) -> Run | None:
+  """Returns a finished run, or None if it has no result.
+
+  Raises:
+    UserError: If it cannot be read.
+  """
+  result = checked_files.read_result(path)
+  if result is None:
+    return None
+  events = checked_files.read_events(path)
+  if not events:
+    raise DamagedError(f'events: got none in {path}, want those of its result.json')
   best_num_blocks: list[int] = []
   best = -1.0
   for event in events:
@@ -223,7 +269,7 @@ def _read_run(path: pathlib.Path, seed: int) -> Run:
     {
       entry['epochs']: entry['training_accuracy']
       for entry in checkpoints
-      if 'training_accuracy' in entry
+      if entry.get('training_accuracy') is not None
     },
   )
 
@@ -242,7 +288,7 @@ def load(path: str | os.PathLike[str]) -> Study:
     path: A study's directory, or a results.json, or a directory with one.
 
   Raises:
-    UserError: If there is none, or it has another format version.
+    UserError: If there is none, or it is damaged or of another format version.
   """
   path = pathlib.Path(path)
   if (path / 'study.json').exists():
@@ -250,20 +296,15 @@ def load(path: str | os.PathLike[str]) -> Study:
   if path.is_dir():
     path = path / 'results.json'
   try:
-    content = json.loads(path.read_bytes())
-    version = content.pop('format_version')
-    if version != FORMAT_VERSION:
-      raise UserError(
-        f'results: got format version {version} of {path}, want {FORMAT_VERSION}'
-      )
-    return _study_from_json(content)
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    return _study_from_json(checked_files.read_results(path, FORMAT_VERSION))
+  except (ValueError, TypeError) as error:
     raise UserError(
       f'results: got {path}, want a study or its results.json: {error}'
     ) from error
 
 
 def _study_from_json(content: dict[str, Any]) -> Study:
+  """Returns a study; raises ValueError or TypeError."""
   settings = []
   for setting in content.pop('settings'):
     runs = []
@@ -276,9 +317,13 @@ def _study_from_json(content: dict[str, Any]) -> Study:
         for key, value in run.items()
       }
       runs.append(Run(**fields, best=best))
-    missing = {int(seed): reason for seed, reason in setting.pop('missing').items()}
+    missing = {
+      int(seed): checked_files.printable(reason)
+      for seed, reason in setting.pop('missing').items()
+    }
     settings.append(Setting(**setting, runs=tuple(runs), missing=missing))
   checkpoints = tuple(content.pop('checkpoint_epochs'))
+  content['dataset'] = checked_files.printable(content['dataset'])
   return Study(**content, checkpoint_epochs=checkpoints, settings=tuple(settings))
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lamarck_jax import config as config_lib
 from lamarck_jax.errors import UserError
 from lamarck_jax.run_directory import lock, records
+from lamarck_jax.study import checked_files
 from lamarck_jax.study.executors import Executor, Outcome, Task
 
 # A run whose worker died this often in a row without a new event has failed.
@@ -132,8 +133,23 @@ def make_tasks(
       log = root / 'logs' / f'{setting}-seed{config.seed}.log'
       tasks.append(Task(setting, config.seed, config, path, log, xla_cache_dir))
   for task in tasks:
-    records.check(task.workdir, task.config.to_dict())
+    if not _is_damaged(task.workdir):
+      records.check(task.workdir, task.config.to_dict())
   return tasks
+
+
+def _is_damaged(path: pathlib.Path) -> bool:
+  """Returns whether a run's configuration is there and cannot be read.
+
+  Such a run fails with the reason when it is started, and the others go on.
+  """
+  if not (path / 'config.json').exists():
+    return False
+  try:
+    checked_files.read_config(path)
+  except UserError:
+    return True
+  return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,13 +175,15 @@ class Variant:
     """
     start, *fields = text.split('+')
     name, equals, setting = start.partition('=')
-    if not equals and not fields:
-      return cls(text, text)
-    if not re.fullmatch('[A-Za-z0-9_-]+', name) or not setting or not fields:
+    is_plain = not equals and not fields
+    is_named = re.fullmatch('[A-Za-z0-9_-]{1,100}', name)
+    if not is_named or not (is_plain or (setting and fields)):
       raise UserError(
         f'settings: got {text!r}, want SETTING or NAME=SETTING+FIELD=VALUE+..., a name'
         ' of letters, digits, _ and -'
       )
+    if is_plain:
+      return cls(name, name)
     if name in config_lib.SETTINGS:
       raise UserError(f'settings: got {text!r}, want a name that is not a setting')
     for field in fields:

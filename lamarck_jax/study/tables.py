@@ -62,7 +62,7 @@ def _percent(value: float) -> str:
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """Returns a Markdown table."""
-  cells = [list(header), *map(list, rows)]
+  cells = [[cell.replace('|', r'\|') for cell in row] for row in (header, *rows)]
   widths = [max(map(len, column)) for column in zip(*cells)]
   lines = ['| ' + ' | '.join(map(str.ljust, row, widths)) + ' |' for row in cells]
   lines.insert(1, '|' + '|'.join('-' * (width + 2) for width in widths) + '|')
@@ -200,8 +200,19 @@ def to_latex(study: Study) -> str:
   return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', ''])
 
 
+_LATEX = str.maketrans(
+  {
+    **{character: rf'\{character}' for character in '_{}$&#%'},
+    '\\': r'\textbackslash{}',
+    '~': r'\textasciitilde{}',
+    '^': r'\textasciicircum{}',
+  }
+)
+
+
 def _escaped(text: str) -> str:
-  return text.replace('_', r'\_')
+  """Returns text as LaTeX, to which a file's text is no command."""
+  return text.translate(_LATEX)
 
 
 def write_tables(study: Study, directory: str | pathlib.Path) -> None:

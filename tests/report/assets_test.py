@@ -1,7 +1,5 @@
 """How the page behaves in a real Chromium."""
 
-import contextlib
-import shutil
 import time
 
 import numpy as np
@@ -11,41 +9,7 @@ from lamarck_jax.genotype import Genotype
 from lamarck_jax.report import html_page
 from lamarck_jax.run_directory import records
 from lamarck_jax.study import results
-from tests.report.conftest import serving, write_search
-
-_CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
-
-
-@pytest.fixture(scope='module')
-def browser():
-  playwright = pytest.importorskip(
-    'playwright.sync_api', reason='playwright is not installed'
-  )
-  if not _CHROMIUM:
-    pytest.skip('there is no Chromium')
-  with playwright.sync_playwright() as driver:
-    # Containers run as root, where Chromium has no sandbox.
-    browser = driver.chromium.launch(
-      executable_path=_CHROMIUM, args=['--no-sandbox', '--disable-dev-shm-usage']
-    )
-    yield browser
-    browser.close()
-
-
-@contextlib.contextmanager
-def opened(browser, url, **options):
-  """Opens a page without a network; fails on any message of its console."""
-  context = browser.new_context(**options)
-  page = context.new_page()
-  messages = []
-  page.on('console', lambda message: messages.append(message.text))
-  page.on('pageerror', lambda error: messages.append(str(error)))
-  if url.startswith('file:'):
-    context.set_offline(True)
-  page.goto(url)
-  yield page
-  context.close()
-  assert messages == []
+from tests.report.conftest import opened, serving, write_search
 
 
 def test_the_tree_has_a_node_per_event_and_a_click_shows_the_network(
@@ -171,9 +135,7 @@ def test_a_served_page_grows_with_the_search(browser, tmp_path):
     assert page.locator('.tree .node').count() == 5
     page.locator('.node[data-evaluation="1"]').click(force=True)
     (tmp_path / 'events.jsonl').write_text(''.join(whole))
-    page.wait_for_function(
-      'document.querySelectorAll(".node[data-evaluation]").length == 12'
-    )
+    page.locator('.node[data-evaluation="11"]').wait_for(state='attached')
     chosen = page.locator('.node.selected')
     assert chosen.get_attribute('data-evaluation') == '1'
 

@@ -5,6 +5,7 @@ import contextlib
 import json
 import pathlib
 import re
+import shutil
 import threading
 from typing import Any
 
@@ -18,9 +19,15 @@ from lamarck_jax.report import server
 from lamarck_jax.run_directory import records
 from tests.conftest import make_tiny_config
 
+_CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
+
 
 def write_search(
-  path: pathlib.Path, num_evaluations: int, finished: bool = True, **fields: Any
+  path: pathlib.Path,
+  num_evaluations: int,
+  finished: bool = True,
+  text: str = '',
+  **fields: Any,
 ) -> None:
   """Writes a run directory whose evaluations have random fitness, or fail.
 
@@ -28,13 +35,14 @@ def write_search(
     path: The run directory.
     num_evaluations: Number of evaluations, of an epoch each.
     finished: Whether to write the result.
+    text: It is added to every name and message that a search records.
     **fields: Values for fields of the configuration.
   """
   config = make_tiny_config()
   config.update(budget_epochs=num_evaluations, checkpoint_epochs=(num_evaluations,))
   config.update(fields)
   directory = records.RunDirectory(path, config.to_dict())
-  directory.write_start({'class_names': ['<b>cat</b>', 'dog']}, {'cores': 2})
+  directory.write_start({'class_names': [f'<b>cat</b>{text}', 'dog']}, {'cores': 2})
   rng = np.random.default_rng(0)
   state = evolution.init(
     SearchSpace((4, 8, 16, 32), (1, 3)),
@@ -49,10 +57,11 @@ def write_search(
     failed = state.num_evaluations % 7 == 5
     fitness = float(rng.uniform(0.2, 0.4) + state.num_evaluations / 1e4)
     after = evolution.tell(tell_key, state, child, None if failed else fitness)
-    directory.append_event(_event(state, after, child, None if failed else fitness))
+    event = _event(state, after, child, None if failed else fitness)
+    directory.append_event(_with_text(event, text))
     state = after
   if finished:
-    directory.write_result(_result(state))
+    directory.write_result(_result(state, text))
 
 
 def _event(before, after, child, fitness):
@@ -74,7 +83,20 @@ def _event(before, after, child, fitness):
   }
 
 
-def _result(state):
+def _with_text(event, text):
+  """An event to whose texts another is added."""
+  return {
+    **event,
+    'mutation': [name + text for name in event['mutation']],
+    'failure': event['failure'] and event['failure'] + text,
+    'seconds': {
+      name if name == 'total' else name + text: value
+      for name, value in event['seconds'].items()
+    },
+  }
+
+
+def _result(state, text):
   best = state.best
   genotype = best.genotype.to_json()
   return {
@@ -86,7 +108,7 @@ def _result(state):
         'epochs': state.epochs_used,
         **genotype,
         'test_accuracy': 0.875,
-        'test_accuracy_by_class': {'<b>cat</b>': 0.9, 'dog': 0.85, 'none': None},
+        'test_accuracy_by_class': {f'<b>cat</b>{text}': 0.9, 'dog': 0.85, 'none': None},
       }
     ],
   }
@@ -108,9 +130,9 @@ def run_directory(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serving(path: pathlib.Path) -> Iterator[str]:
+def serving(path: pathlib.Path, **options: Any) -> Iterator[str]:
   """Serves the report of a directory; yields its URL."""
-  with server.make_server(str(path)) as running:
+  with server.make_server(str(path), **options) as running:
     thread = threading.Thread(target=running.serve_forever)
     thread.start()
     try:
@@ -118,3 +140,36 @@ def serving(path: pathlib.Path) -> Iterator[str]:
     finally:
       running.shutdown()
       thread.join()
+
+
+@pytest.fixture(scope='session')
+def browser():
+  """A real Chromium."""
+  playwright = pytest.importorskip(
+    'playwright.sync_api', reason='playwright is not installed'
+  )
+  if not _CHROMIUM:
+    pytest.skip('there is no Chromium')
+  with playwright.sync_playwright() as driver:
+    # Containers run as root, where Chromium has no sandbox.
+    browser = driver.chromium.launch(
+      executable_path=_CHROMIUM, args=['--no-sandbox', '--disable-dev-shm-usage']
+    )
+    yield browser
+    browser.close()
+
+
+@contextlib.contextmanager
+def opened(browser, url, **options):
+  """Opens a page without a network; fails on any message of its console."""
+  context = browser.new_context(**options)
+  page = context.new_page()
+  messages = []
+  page.on('console', lambda message: messages.append(message.text))
+  page.on('pageerror', lambda error: messages.append(str(error)))
+  if url.startswith('file:'):
+    context.set_offline(True)
+  page.goto(url)
+  yield page
+  context.close()
+  assert messages == []

@@ -62,11 +62,20 @@ def test_a_search_without_plotly_ends_with_a_warning(tmp_path, caplog, monkeypat
 def test_a_report_newer_than_the_results_is_not_written_again(tmp_path):
   write_search(tmp_path, 2)
   path = html_page.write_if_possible(tmp_path)
-  path.write_text('seen')
+  written = path.stat().st_ino
   assert html_page.write_if_possible(tmp_path) == path
-  assert path.read_text() == 'seen'
+  assert path.stat().st_ino == written
   later = path.stat().st_mtime + 1
   os.utime(tmp_path / 'result.json', (later, later))
+  html_page.write_if_possible(tmp_path)
+  assert path.stat().st_ino != written
+
+
+@pytest.mark.parametrize('num_bytes', [0, 100_000])
+def test_a_report_that_was_cut_off_is_written_again(tmp_path, num_bytes):
+  write_search(tmp_path, 2)
+  path = html_page.write_if_possible(tmp_path)
+  os.truncate(path, num_bytes)
   html_page.write_if_possible(tmp_path)
   assert len(data_of(path.read_text())['events']) == 2
 
@@ -77,6 +86,7 @@ def test_a_report_that_cannot_be_written_is_named(tmp_path):
   with pytest.raises(StorageError, match=html_page.FILE_NAME):
     html_page.write(tmp_path)
   assert html_page.write_if_possible(tmp_path) is None
+  assert not list(tmp_path.glob('*.tmp')) + list(tmp_path.glob('.*.tmp'))
 
 
 def test_nan_becomes_null():

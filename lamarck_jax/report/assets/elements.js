@@ -74,6 +74,12 @@ function layout(extra) {
   };
 }
 
+/** Returns text as Plotly shows it as it is: without tags, links and templates. */
+function plain(text) {
+  const entities = {'&': '&amp;', '<': '&lt;', '>': '&gt;', '%{': '% {'};
+  return `${text}`.replace(/[&<>]|%\{/g, (found) => entities[found]);
+}
+
 // On a narrow screen the toolbar would lie over the legend.
 const OPTIONS = {responsive: true, displaylogo: false, displayModeBar: innerWidth < 700 ? false : 'hover'};
 const charts = [];

@@ -113,7 +113,7 @@ class Search {
   progress() {
     const {events} = this.data;
     const x = this.axis === 'time' ? elapsed(events).map((s) => s / 60) : events.map((event) => event.epochs_used);
-    const text = events.map((event) => describe(event));
+    const text = events.map((event) => description(event).map(plain).join('<br>'));
     const color = events.map((event) => css(colorOf(event)));
     return [[
       {x, y: events.map((event) => event.fitness), text, name: 'each evaluation', mode: 'markers',
@@ -133,9 +133,9 @@ class Search {
     const palette = ['#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442'];
     const sums = phases.map((phase) => events.reduce((sum, event) => sum + (event.seconds[phase] || 0), 0));
     return [phases.map((phase, index) => ({
-      x: [sums[index]], y: [''], name: phase, type: 'bar', orientation: 'h',
+      x: [sums[index]], y: [''], name: plain(phase), type: 'bar', orientation: 'h',
       marker: {color: palette[index % palette.length], pattern: {shape: ['', '/', '.', 'x', '-', '+', '|'][index % 7], fillmode: 'overlay', fgcolor: '#ffffff', fgopacity: 0.6, size: 6}},
-      hovertemplate: `${phase}: ${duration(sums[index])}<extra></extra>`,
+      hovertemplate: `${plain(phase)}: ${duration(sums[index])}<extra></extra>`,
     })), layout({barmode: 'stack', xaxis: {title: {text: 'seconds of the search'}}, legend: {orientation: 'h', y: 1.3, traceorder: 'normal'}})];
   }
 
@@ -185,8 +185,8 @@ class Search {
       const kinds = [event.accepted && 'accepted', event.niche !== null && 'niche', event.failure && 'failed'];
       const node = svg('circle', {
         class: ['node', ...kinds.filter(Boolean)].join(' '), cx: this.x(event), cy: y(event), r: 5,
-        role: 'button', tabindex: '-1', 'data-evaluation': event.evaluation, 'aria-label': describe(event, ', '),
-      }, svg('title', {}, describe(event, '\n')));
+        role: 'button', tabindex: '-1', 'data-evaluation': event.evaluation, 'aria-label': description(event).join(', '),
+      }, svg('title', {}, description(event).join('\n')));
       nodes.append(node);
       return node;
     });
@@ -351,12 +351,13 @@ function colorOf(event) {
   return event.accepted ? '--accepted' : '--rejected';
 }
 
-function describe(event, separator = '<br>') {
+/** Returns an event in lines of text. */
+function description(event) {
   return [
     `evaluation ${event.evaluation}`,
     genotypeText(event.genotype),
     event.mutation.join(', ').replaceAll('_', ' ') || 'first network',
     event.failure ? `failed: ${event.failure}` : `${percent(event.fitness)}, ${event.accepted ? 'accepted' : 'rejected'}`,
     ...(event.niche === null ? [] : [`niche of evaluation ${event.niche}`]),
-  ].join(separator);
+  ];
 }

@@ -29,9 +29,9 @@ function showStudy(data, root) {
   chart(accuracy, () => [data.settings.flatMap((setting, index) => {
     const [color, dash] = STYLES[index % STYLES.length];
     return setting.runs.map((run, number) => ({
-      x: run.epochs, y: run.best_fitness, name: setting.label, legendgroup: setting.name, showlegend: number === 0,
+      x: run.epochs, y: run.best_fitness, name: plain(setting.label), legendgroup: setting.name, showlegend: number === 0,
       mode: 'lines', line: {color, dash, width: 1.5, shape: 'hv'}, opacity: 0.7,
-      hovertemplate: `${setting.name}, seed ${run.seed}<br>%{x} epochs: %{y:.1%}<extra></extra>`,
+      hovertemplate: `${plain(setting.name)}, seed ${run.seed}<br>%{x} epochs: %{y:.1%}<extra></extra>`,
     }));
   }), layout({xaxis: {title: {text: 'training epochs used'}}, yaxis: {title: {text: 'best validation accuracy'}, tickformat: '.0%'}})]);
 }
