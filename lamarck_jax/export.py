@@ -394,6 +394,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('out', None, 'Folder for the network.')
+  command_line.define_path('out', None, 'Folder for the network.')
   flags.DEFINE_bool('onnx', False, 'Write it as ONNX too; needs jax2onnx.')
   command_line.run(main)

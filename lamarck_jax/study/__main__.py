@@ -27,8 +27,8 @@ from lamarck_jax.study.executors import Executor, LocalExecutor, RayExecutor, Ta
 
 def _define_flags() -> None:
   config_flags.DEFINE_config_file('config', None, 'Configuration file, no setting.')
-  flags.DEFINE_string('workdir', None, 'Directory of the study.')
-  flags.DEFINE_string('xla_cache_dir', None, command_line.XLA_CACHE_DIR_HELP)
+  command_line.define_path('workdir', None, 'Directory of the study.')
+  command_line.define_path('xla_cache_dir', None, command_line.XLA_CACHE_DIR_HELP)
   flags.DEFINE_list(
     'settings',
     list(config_lib.PAPER_SETTINGS),
