@@ -162,6 +162,11 @@ _CASES += [
     + ['--config.checkpoint_epochs=(100000,)'],
     'checkpoint_epochs',
   ),
+  *(
+    (_STUDY, ['--config=configs/digits.py', '--workdir=DIR/study', flag], 'engine=ray')
+    for flag in ('--ray_address=auto', '--cpus_per_run=2', '--gpus_per_run=1')
+  ),
+  ('lamarck_jax.report', ['DIR/stored', '--port=80'], '--serve'),
   (_STUDY, ['--config=configs/digits.py', '--workdir='], 'workdir'),
   (_STUDY, ['--workdir=DIR/study'], 'config'),
   (_STUDY, ['--config=configs/digits.py', '--workdir=DIR/file'], 'DIR/file'),

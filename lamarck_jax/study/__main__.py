@@ -111,6 +111,11 @@ def main(argv: list[str]) -> None:
   values = flags.FLAGS
   if len(argv) > 1:
     raise UserError(f'arguments: got {argv[1]!r}, want flags alone')
+  for name in ('ray_address', 'cpus_per_run', 'gpus_per_run'):
+    if values.engine == 'local' and values[name].present:
+      raise UserError(
+        f'{name}: got a value, which has no effect here, want --engine=ray'
+      )
   if not values.workdir:
     raise UserError('workdir: got none, want the directory of the study')
   tasks = runner.make_tasks(

@@ -12,7 +12,7 @@ import pytest
 import lamarck_jax
 from lamarck_jax import search
 from lamarck_jax.runtime import jax_settings
-from tests.conftest import ROOT, TINY_FLAGS, make_tiny_config, read_events
+from tests.conftest import ROOT, make_tiny_config, read_events
 
 # Settings of JAX that change numbers or keys, or make correct programs fail.
 _OTHERS = {
@@ -57,13 +57,19 @@ _ENVIRONMENT = {
 }
 
 
-@pytest.fixture
-def short_config():
+def make_short_config():
+  """Returns a search of three evaluations."""
   config = make_tiny_config()
-  config.budget_epochs = 4
+  config.budget_epochs = 3
   config.checkpoint_epochs = ()
   config.completion.enabled = False
   return config
+
+
+@pytest.fixture
+def short_config():
+  """The search of `make_short_config`."""
+  return make_short_config()
 
 
 @contextlib.contextmanager
@@ -108,29 +114,37 @@ def test_a_network_predicts_the_same_in_a_program_with_other_settings(
   np.testing.assert_array_equal(found, expected)
 
 
-def run_command(workdir, cache, *flags: str, **environment: str):
-  """Runs run_evolution.py in an environment; returns its process."""
-  command = [sys.executable, str(ROOT / 'run_evolution.py'), *TINY_FLAGS, *flags]
+# A configuration file.
+_CONFIG = """
+from tests.runtime import jax_settings_test
+
+def get_config(setting='lamarckian'):
+  return jax_settings_test.make_short_config()
+"""
+
+
+def run_command(path, cache, **environment: str):
+  """Runs the short search by run_evolution.py; returns its process."""
+  (path / 'config.py').write_text(_CONFIG)
+  command = [sys.executable, str(ROOT / 'run_evolution.py')]
+  command += [f'--config={path / "config.py"}', f'--workdir={path / "run"}']
   return subprocess.run(
-    [*command, f'--workdir={workdir}', f'--xla_cache_dir={cache}'],
-    env={**os.environ, **environment},
+    [*command, f'--xla_cache_dir={cache}'],
+    env={**os.environ, 'PYTHONPATH': str(ROOT), **environment},
     capture_output=True,
     text=True,
     timeout=240,
   )
 
 
-def test_the_environment_changes_no_search(tmp_path, shared_compilation_cache):
-  plain, other = tmp_path / 'plain', tmp_path / 'other é\udcff'
-  for workdir, environment in ((plain, {}), (other, _ENVIRONMENT)):
-    result = run_command(
-      workdir,
-      shared_compilation_cache,
-      '--config.completion.enabled=false',
-      **environment,
-    )
-    assert result.returncode == 0, result.stderr
-  assert read_events(other) == read_events(plain)
+def test_the_environment_changes_no_search(
+  short_config, undisturbed, tmp_path, shared_compilation_cache
+):
+  path = tmp_path / 'of é and \udcff'
+  path.mkdir()
+  result = run_command(path, shared_compilation_cache, **_ENVIRONMENT)
+  assert result.returncode == 0, result.stderr
+  assert read_events(path / 'run') == read_events(undisturbed(short_config)[0])
   # It is an expert's wish, so it holds; but not in silence.
   assert 'XLA_FLAGS is set' in result.stderr
 
@@ -146,7 +160,7 @@ def test_the_environment_changes_no_search(tmp_path, shared_compilation_cache):
 def test_an_environment_that_jax_refuses_is_one_line(
   tmp_path, shared_compilation_cache, name, value
 ):
-  result = run_command(tmp_path / 'run', shared_compilation_cache, **{name: value})
+  result = run_command(tmp_path, shared_compilation_cache, **{name: value})
   assert result.returncode == 2
   (line,) = result.stderr.strip().splitlines()
   assert line.startswith('error: ')
