@@ -26,15 +26,15 @@ _CONFIG = config_flags.DEFINE_config_file(
   'Configuration file, configs/digits.py by default, and after a colon the setting,'
   f' one of {", ".join(config_lib.SETTINGS)}; the first by default.',
 )
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = command_line.define_path(
   'workdir',
   None,
   'Run directory; runs/<config or own data>-<setting>-seed<seed> by default.',
 )
-_TENSORBOARD_DIR = flags.DEFINE_string(
+_TENSORBOARD_DIR = command_line.define_path(
   'tensorboard_dir', None, 'Directory of TensorBoard scalars; none by default.'
 )
-_XLA_CACHE_DIR = flags.DEFINE_string(
+_XLA_CACHE_DIR = command_line.define_path(
   'xla_cache_dir', None, command_line.XLA_CACHE_DIR_HELP
 )
 
@@ -75,6 +75,9 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise UserError(f'arguments: got {argv[1]!r}, want flags alone')
   config, workdir = _CONFIG.value, _WORKDIR.value or _default_workdir()
+  config_lib.validate(config)
+  typed = config_flags.get_override_values(flags.FLAGS['config'])
+  config_lib.check_typed([config], typed)
   from lamarck_jax import search
   from lamarck_jax.report import html_page, tensorboard
   from lamarck_jax.runtime import process
@@ -87,7 +90,8 @@ def main(argv: list[str]) -> None:
     with scalars as on_event:
       result = search.run(config, workdir, on_event)
   except signals.Stopped as stopped:
-    signals.say_stopped(f'stopped; run the same command again to resume {workdir}')
+    how = 'resume' if os.path.isdir(workdir) else 'start anew; there is no'
+    signals.say_stopped(f'stopped; run the same command again to {how} {workdir}')
     sys.exit(stopped.status)
   _print_result(result, workdir)
   if path := html_page.write_if_possible(workdir):

@@ -77,7 +77,7 @@ def measure(name: str, rounds: int) -> dict[str, dict[str, float]]:
 def main() -> None:
   """Runs the benchmark."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--out', help='JSON file for the figures')
+  parser.add_argument('--out', type=common.path, help='JSON file for the figures')
   parser.add_argument('--rounds', type=int, default=31)
   parser.add_argument('--case', choices=CASES, help='only this one')
   args = parser.parse_args()

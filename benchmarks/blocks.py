@@ -180,7 +180,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--options', default=','.join(OPTIONS), help='Which, in order.')
   parser.add_argument('--dtypes', default=','.join(DTYPES))
-  parser.add_argument('--out', help='JSON file for the figures, written as they come')
+  parser.add_argument(
+    '--out', type=common.path, help='JSON file for the figures, written as they come'
+  )
   parser.add_argument('--tiny', action='store_true', help='One small block.')
   args = parser.parse_args()
   blocks = TINY_BLOCKS if args.tiny else BLOCKS

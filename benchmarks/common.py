@@ -1,5 +1,6 @@
 """What the benchmarks share: the machine's description, tables, JSON files."""
 
+import argparse
 from collections.abc import Mapping, Sequence
 import json
 import os
@@ -7,7 +8,8 @@ import pathlib
 import statistics
 from typing import Any
 
-from lamarck_jax.runtime import environment
+from lamarck_jax.errors import UserError
+from lamarck_jax.runtime import environment, paths
 
 # Several processes of a benchmark share one GPU.
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
@@ -17,6 +19,14 @@ NETWORKS = {
   'mid': '64c3 64c3s2 128c3 128c3s2',
   'evolved7': '64c3 96c3s2 128c3 192c3s2 192c3 256c3s2 256c1',
 }
+
+
+def path(text: str) -> pathlib.Path:
+  """Returns a path with `~` expanded; a type of arguments for argparse."""
+  try:
+    return pathlib.Path(paths.local('path', text))
+  except UserError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
@@ -42,8 +52,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     print('| ' + ' | '.join(map(str.ljust, row, widths)) + ' |')
 
 
-def write_json(path: str | None, content: Mapping[str, Any]) -> None:
+def write_json(path: pathlib.Path | None, content: Mapping[str, Any]) -> None:
   """Writes figures with the machine's description, if there is a path."""
   if path:
     text = json.dumps({'machine': environment.machine(), **content}, indent=2)
-    pathlib.Path(path).write_text(text + '\n')
+    path.write_text(text + '\n')

@@ -119,7 +119,7 @@ def main() -> None:
   """Runs the benchmark."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--children', type=int, default=128)
-  parser.add_argument('--out', help='JSON file for the figures')
+  parser.add_argument('--out', type=common.path, help='JSON file for the figures')
   parser.add_argument('--work', choices=('whole', 'block'), help=argparse.SUPPRESS)
   parser.add_argument('--cache', default='', help=argparse.SUPPRESS)
   args = parser.parse_args()

@@ -151,7 +151,7 @@ def measure(layer: tuple[int, ...], images: int, rounds: int) -> dict[str, Any]:
 def main() -> None:
   """Runs the benchmark."""
   parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-  parser.add_argument('--out', help='JSON file for the figures')
+  parser.add_argument('--out', type=common.path, help='JSON file for the figures')
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--images', type=int, default=128)
   args = parser.parse_args()

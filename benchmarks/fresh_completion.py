@@ -105,8 +105,8 @@ def print_means(runs: list[dict[str, Any]]) -> None:
 def main() -> None:
   """Completes the networks that are missing from the file, and prints means."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('study', type=pathlib.Path)
-  parser.add_argument('--out', required=True, type=pathlib.Path)
+  parser.add_argument('study', type=common.path)
+  parser.add_argument('--out', required=True, type=common.path)
   parser.add_argument('--epochs', type=int)
   arguments = parser.parse_args()
 
@@ -131,7 +131,7 @@ def main() -> None:
         augmentation=Augmentation(**config.augmentation),
       )
     runs.append(measure(path, checkpoint, trainers[kind]))
-    common.write_json(str(out), {'runs': runs})
+    common.write_json(out, {'runs': runs})
   print_means(runs)
 
 

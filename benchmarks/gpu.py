@@ -271,10 +271,14 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--out', required=True, help='directory for the figures')
+  parser.add_argument(
+    '--out', type=common.path, required=True, help='directory for the figures'
+  )
   parser.add_argument('--parts', default=','.join(PARTS), help='which, in order')
   parser.add_argument('--limit_s', type=float, default=480, help='of the whole')
-  parser.add_argument('--data_dir', help='TFDS data folder of the searches')
+  parser.add_argument(
+    '--data_dir', type=common.path, help='TFDS data folder of the searches'
+  )
   parser.add_argument('--tiny', action='store_true', help='small searches and blocks')
   args = parser.parse_args()
   end = time.monotonic() + args.limit_s

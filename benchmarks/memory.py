@@ -42,7 +42,7 @@ def main() -> None:
   """Runs the benchmark."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--evaluations', type=int, default=1000)
-  parser.add_argument('--out', help='JSON file of the figures')
+  parser.add_argument('--out', type=common.path, help='JSON file of the figures')
   args = parser.parse_args()
 
   # A fresh cache, since programs read from one take less memory than compiled ones.

@@ -157,7 +157,7 @@ def main() -> None:
   parser.add_argument('--config', default='configs/cifar10_small.py')
   parser.add_argument('--searches', default=','.join(_SEEDS), help='Which, in order.')
   parser.add_argument('--rounds', type=int, default=1)
-  parser.add_argument('--out', help='JSON file for the figures')
+  parser.add_argument('--out', type=common.path, help='JSON file for the figures')
   args, overrides = parser.parse_known_args()
   names = args.searches.split(',')
   with_torch = 'torch' in environment.versions()

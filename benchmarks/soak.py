@@ -99,7 +99,7 @@ def main() -> None:
     epilog='Further flags, as --config.FIELD=VALUE, go to the searches.',
   )
   parser.add_argument('--kills', type=int, default=100)
-  parser.add_argument('--out', help='JSON file for the figures')
+  parser.add_argument('--out', type=common.path, help='JSON file for the figures')
   args, overrides = parser.parse_known_args()
   rows: list[list[Any]] = []
   while sum(row[1] for row in rows) < args.kills:

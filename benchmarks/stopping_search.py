@@ -9,16 +9,16 @@ no phase is being timed, and continues on SIGCONT.
 import os
 import signal
 
-from absl import app, flags
+from absl import app
 from ml_collections import config_flags
 
 from lamarck_jax import search
 from lamarck_jax.report import html_page
-from lamarck_jax.runtime import process
+from lamarck_jax.runtime import command_line, process
 
 _CONFIG = config_flags.DEFINE_config_file('config')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.', required=True)
-_XLA_CACHE_DIR = flags.DEFINE_string(
+_WORKDIR = command_line.define_path('workdir', None, 'Run directory.')
+_XLA_CACHE_DIR = command_line.define_path(
   'xla_cache_dir', None, 'Directory of compiled programs.'
 )
 

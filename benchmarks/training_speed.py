@@ -251,7 +251,7 @@ def measure(network: str, names: list[str], args: argparse.Namespace) -> dict[st
 def main() -> None:
   """Runs the benchmark."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--out', help='JSON file for the figures')
+  parser.add_argument('--out', type=common.path, help='JSON file for the figures')
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--round_seconds', type=float, default=1.5, help='of each, about')
   parser.add_argument('--batch_size', type=int, default=512)

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from lamarck_jax.errors import UserError
+from lamarck_jax.runtime import paths
 
 # Setting -> the fields that it changes. The paper compares three (Section 4.1).
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -51,6 +52,20 @@ def _name(wanted: str) -> Check:
 def _one_of(choices: Sequence[str]) -> Check:
   wanted = f'one of {", ".join(choices)}'
   return lambda value, config: None if value in choices else wanted
+
+
+def _directory(value: Any, config: config_dict.ConfigDict) -> str | None:
+  good = isinstance(value, str) and value and not paths.is_url(value)
+  return None if good else 'a directory of the file system'
+
+
+def _dataset_name(value: Any, config: config_dict.ConfigDict) -> str | None:
+  if wanted := _name('digits, npz:FILE, folder:DIR or a name of tensorflow-datasets')(
+    value, config
+  ):
+    return wanted
+  path = value.removeprefix('npz:').removeprefix('folder:')
+  return 'a file or folder of the file system' if paths.is_url(path) else None
 
 
 def _bool(value: Any, config: config_dict.ConfigDict) -> str | None:
@@ -212,14 +227,11 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   # Most blocks with a stride above 1.
   'search_space.max_downsampling': (3, _integer(0)),
   # The images; the config files set it.
-  'dataset.name': (
-    '',
-    _name('digits, npz:FILE, folder:DIR or a name of tensorflow-datasets'),
-  ),
+  'dataset.name': ('', _dataset_name),
   # Folder of prepared data; None: the default of tensorflow-datasets.
-  'dataset.data_dir': (str, _name('a directory')),
+  'dataset.data_dir': (str, _directory),
   # Folder of archives downloaded by hand.
-  'dataset.manual_dir': (str, _name('a directory')),
+  'dataset.manual_dir': (str, _directory),
   # Training examples; None: all.
   'dataset.num_train': (int, _num_train),
   # Validation examples; None: the default of the data set.
@@ -298,6 +310,54 @@ def validate(config: config_dict.ConfigDict) -> None:
       continue
     if wanted := check(value, config):
       raise UserError(f'config.{field}: got {value!r}, want {wanted}')
+
+
+# Field -> what it needs to have an effect, and whether a configuration has that.
+_NEEDS: dict[str, tuple[str, Callable[[config_dict.ConfigDict], bool]]] = {
+  'checkpoint_epochs': (
+    'at most budget_epochs',
+    lambda config: max(config.checkpoint_epochs, default=0) <= config.budget_epochs,
+  ),
+  'inheritance_noise': ("inheritance 'net2net'", lambda c: c.inheritance == 'net2net'),
+  'inheritance_shrink': ('inheritance of weights', lambda c: c.inheritance != 'none'),
+  'random_search.max_blocks': (
+    "algorithm 'random_search'",
+    lambda config: config.algorithm == 'random_search',
+  ),
+  **dict.fromkeys(
+    ('niching.rate', 'niching.iterations'),
+    ("algorithm 'one_plus_one'", lambda config: config.algorithm != 'random_search'),
+  ),
+  **dict.fromkeys(
+    ('dataset.data_dir', 'dataset.manual_dir'),
+    (
+      'a data set of tensorflow-datasets',
+      lambda config: config.dataset.name != 'digits' and ':' not in config.dataset.name,
+    ),
+  ),
+}
+
+
+def check_typed(
+  configs: Sequence[config_dict.ConfigDict], values: Mapping[str, Any]
+) -> None:
+  """Checks that what a person has typed has an effect in one of the configurations.
+
+  Configuration files may have values without an effect, since they serve many searches.
+
+  Args:
+    configs: Valid configurations that have the values.
+    values: Values by field, dotted.
+
+  Raises:
+    UserError: If a value has no effect in any configuration.
+  """
+  for field, value in values.items():
+    wanted, has_effect = _NEEDS.get(field, ('', lambda config: True))
+    if value != FIELDS[field][0] and not any(map(has_effect, configs)):
+      raise UserError(
+        f'config.{field}: got {value!r}, which has no effect here, want {wanted}'
+      )
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 from lamarck_jax.run_directory import durable, records, weights
-from lamarck_jax.runtime import command_line
+from lamarck_jax.runtime import command_line, jax_settings, paths
 
 FORMAT_VERSION = 1
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -68,6 +68,7 @@ class Network:
   test_accuracy: float | None
   predict: Callable[[Any], jax.Array] = dataclasses.field(repr=False, compare=False)
 
+  @jax_settings.applied()
   def __call__(self, images: Any) -> np.ndarray:
     """Returns the probability of each class.
 
@@ -133,12 +134,13 @@ def load(path: str | os.PathLike[str]) -> Network:
   Raises:
     UserError: If it is neither, or a file is not what was written.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(paths.local('path', path))
   if (path / _DESCRIPTION).exists():
     return _load_exported(path)
   return _load_run(path)[0]
 
 
+@jax_settings.applied()
 def export(
   workdir: str | os.PathLike[str], out: str | os.PathLike[str], *, onnx: bool = False
 ) -> Network:
@@ -157,7 +159,7 @@ def export(
       is not installed.
     StorageError: If a file cannot be written.
   """
-  network, variables = _load_run(pathlib.Path(workdir))
+  network, variables = _load_run(pathlib.Path(paths.local('workdir', workdir)))
   (batch,) = jax.export.symbolic_shape('batch')
   images = jax.ShapeDtypeStruct((batch, *network.image_shape), jnp.uint8)
   program = jax.export.export(jax.jit(network.predict), platforms=PLATFORMS)(images)
@@ -173,7 +175,7 @@ def export(
     'test_accuracy': network.test_accuracy,
   }
   leaves = traverse_util.flatten_dict(variables, sep='/')
-  out = pathlib.Path(out)
+  out = pathlib.Path(paths.local('out', out))
   try:
     out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -221,9 +223,7 @@ def _load_run(path: pathlib.Path) -> tuple[Network, dict[str, Any]]:
     raise UserError(f'weights: {path}: {error}') from error
   mean, std = datasets.channel_statistics(dataset.train.images)
   module = model.ConvNet(
-    genotype,
-    dataset.num_classes,
-    dtype=jnp.dtype(config.compute_dtype).type,
+    genotype, dataset.num_classes, dtype=jnp.dtype(config.compute_dtype).type
   )
   network = Network(
     genotype,
@@ -394,6 +394,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('out', None, 'Folder for the network.')
+  command_line.define_path('out', None, 'Folder for the network.')
   flags.DEFINE_bool('onnx', False, 'Write it as ONNX too; needs jax2onnx.')
   command_line.run(main)

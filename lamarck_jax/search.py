@@ -31,7 +31,7 @@ from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 from lamarck_jax.run_directory import history, lock, records
 from lamarck_jax.run_directory.progress import Progress, print_dataset
-from lamarck_jax.runtime import allocator, environment, stopwatch
+from lamarck_jax.runtime import allocator, environment, jax_settings, paths, stopwatch
 from lamarck_jax.search_state import (
   Purpose,
   SearchState,
@@ -58,12 +58,15 @@ def learning_rates(config: config_dict.ConfigDict) -> list[float]:
   ]
 
 
+@jax_settings.applied()
 def run(
   config: config_dict.ConfigDict,
   workdir: str | os.PathLike[str],
   on_event: Callable[[Event], None] | None = None,
 ) -> dict[str, Any]:
   """Runs a search, or resumes the one in the directory.
+
+  Inside, this thread has the settings of JAX that a search needs (`jax_settings`).
 
   Args:
     config: A configuration, see `lamarck_jax.config`.
@@ -79,6 +82,7 @@ def run(
     StorageError: If the directory cannot be written any more.
   """
   config_lib.validate(config)
+  workdir = paths.local('workdir', workdir)
   if records.read_result(workdir) is not None:
     result = records.RunDirectory(workdir, config.to_dict()).read_result()
     assert result is not None

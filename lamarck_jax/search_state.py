@@ -9,7 +9,9 @@ import enum
 from types import ModuleType
 
 import jax
+import jax.numpy as jnp
 from ml_collections import config_dict
+import numpy as np
 
 from lamarck_jax import evolution, random_search
 from lamarck_jax.evolution import EvolutionState, Individual
@@ -40,7 +42,10 @@ def random_key(seed: int, evaluation: int, purpose: Purpose) -> jax.Array:
 
   Keys are folded, never carried along, so a resumed search draws the same numbers.
   """
-  key = jax.random.fold_in(jax.random.key(seed), evaluation)
+  # Not `jax.random.key`, which takes account of JAX's settings.
+  data = jnp.asarray(np.array([0, seed], np.uint32))
+  key = jax.random.wrap_key_data(data, impl='threefry2x32')
+  key = jax.random.fold_in(key, evaluation)
   return jax.random.fold_in(key, purpose)
 
 

@@ -21,7 +21,7 @@ from lamarck_jax.data.on_device import DeviceData, Images, Targets
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import CLASSIFIER, Variables
-from lamarck_jax.runtime import devices
+from lamarck_jax.runtime import devices, jax_settings
 from lamarck_jax.xla import cross_entropy, fused_block, programs, sharding
 from lamarck_jax.xla.programs import BlockPrograms, HeadPrograms, Tree
 
@@ -218,6 +218,7 @@ class Trainer:
       ),
       batch_size=batch_size,
       num_threads=devices.num_cores(),
+      decorator=jax_settings.applied(),
     )
     self._dtype = jnp.dtype(compute_dtype).type
     self._data = DeviceData(dataset, batch_size, augmentation, class_weights)

@@ -127,6 +127,46 @@ _CASES += [
     + ['--config.dataset.manual_dir=DIR/archives'],
     'cifar-10-binary.tar.gz',
   ),
+  # A program reads and writes the file system alone.
+  (_SEARCH, ['--workdir=gs://bucket/run'], "workdir: got 'gs://bucket/run'"),
+  (_SEARCH, ['--workdir=gs:/bucket/run'], 'file system'),
+  (_SEARCH, ['--workdir=memory:run'], 'file system'),
+  (_SEARCH, ['--workdir=~nobody_of_this_name/run'], 'home folder'),
+  (_SEARCH, ['--tensorboard_dir=s3://bucket'], 'tensorboard_dir'),
+  (_SEARCH, ['--xla_cache_dir=file:///cache'], 'xla_cache_dir'),
+  (_SEARCH, ['--config=https://host/digits.py'], 'https://host/digits.py'),
+  (_SEARCH, ['--config.dataset.name=npz:gs://bucket/x.npz'], 'dataset.name'),
+  (_SEARCH, ['--config.dataset.name=folder:s3://bucket'], 'dataset.name'),
+  (_SEARCH, ['--config.dataset.data_dir=gs://bucket'], 'dataset.data_dir'),
+  (_SEARCH, ['--config.dataset.manual_dir=http://host'], 'dataset.manual_dir'),
+  (_STUDY, ['--config=configs/digits.py', '--workdir=gs://bucket'], 'workdir'),
+  ('lamarck_jax.export', ['DIR/stored', '--out=gs://bucket'], 'out'),
+  ('lamarck_jax.export', ['hdfs://host/run', '--out=DIR/out'], 'hdfs://host/run'),
+  ('lamarck_jax.report', ['gs://bucket/run'], 'gs://bucket/run'),
+  ('lamarck_jax.study.tables', ['gs://bucket/study'], 'gs://bucket/study'),
+  # Values that are possible, but would have no effect.
+  (_SEARCH, ['--config.checkpoint_epochs=(100000,)'], 'at most budget_epochs'),
+  (_SEARCH, ['--config.inheritance_noise=0.5'], "inheritance 'net2net'"),
+  (_SEARCH, ['--config.random_search.max_blocks=3'], "'random_search'"),
+  (_SEARCH, ['--config.dataset.data_dir=DIR/data'], 'tensorflow-datasets'),
+  *(
+    (_SEARCH, [f'--config=configs/digits.py:{setting}', flag], flag[9:].split('=')[0])
+    for setting, flag in [
+      ('random_search', '--config.niching.rate=0.5'),
+      ('baseline_1', '--config.inheritance_shrink=0.5'),
+    ]
+  ),
+  (
+    _STUDY,
+    ['--config=configs/digits.py', '--workdir=DIR/study']
+    + ['--config.checkpoint_epochs=(100000,)'],
+    'checkpoint_epochs',
+  ),
+  *(
+    (_STUDY, ['--config=configs/digits.py', '--workdir=DIR/study', flag], 'engine=ray')
+    for flag in ('--ray_address=auto', '--cpus_per_run=2', '--gpus_per_run=1')
+  ),
+  ('lamarck_jax.report', ['DIR/stored', '--port=80'], '--serve'),
   (_STUDY, ['--config=configs/digits.py', '--workdir='], 'workdir'),
   (_STUDY, ['--workdir=DIR/study'], 'config'),
   (_STUDY, ['--config=configs/digits.py', '--workdir=DIR/file'], 'DIR/file'),

@@ -200,7 +200,7 @@ def test_every_field_has_bad_values():
     {'search_space.kernel_sizes': (1, 7, 11)},
     {'search_space.strides': (1,), 'search_space.max_downsampling': 0},
     {'dataset.num_train': 512, 'dataset.num_validation': 1, 'dataset.image_size': 1},
-    {'dataset.data_dir': '/data', 'dataset.manual_dir': 'archives'},
+    {'dataset.data_dir': '/data', 'dataset.manual_dir': '~/archives:2'},
     {'checkpoint_epochs': ()},
     {'checkpoint_epochs': (1000,)},
     {'completion.epochs': (5,), 'completion.learning_rates': (0.1,)},
@@ -231,6 +231,34 @@ def test_validation_leaves_the_config_as_it_is():
   before = config.to_dict()
   config_lib.validate(config)
   assert config.to_dict() == before
+
+
+def test_a_value_that_is_typed_has_an_effect_in_one_of_the_settings_or_is_refused():
+  mine, baseline = _config(), _config({'inheritance': 'none'})
+  typed = {'inheritance_shrink': 0.5}
+  config_lib.check_typed([mine, baseline], typed)
+  with pytest.raises(UserError, match=r'^config\.inheritance_shrink: got 0\.5, which'):
+    config_lib.check_typed([baseline], typed)
+
+
+@pytest.mark.parametrize(
+  'value', [(), (512,), (16, 512), (513,), (16, 100000)], ids=str
+)
+def test_a_checkpoint_that_is_typed_lies_within_the_budget(value):
+  config = _config({'budget_epochs': 512, 'checkpoint_epochs': value})
+  config_lib.validate(config)
+  config_lib.check_typed([config], {})  # Not typed, so it is skipped.
+  typed = {'checkpoint_epochs': value}
+  if max(value, default=0) <= 512:
+    config_lib.check_typed([config], typed)
+  else:
+    with pytest.raises(UserError, match=r'checkpoint_epochs: .* at most budget'):
+      config_lib.check_typed([config], typed)
+
+
+def test_the_default_value_may_be_typed_where_it_has_no_effect():
+  config = _config({'algorithm': 'random_search', 'inheritance': 'none'})
+  config_lib.check_typed([config], {'niching.rate': 0.1, 'inheritance_shrink': 1.0})
 
 
 # ------------------------------------------------------------------------------

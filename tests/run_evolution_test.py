@@ -67,6 +67,7 @@ def test_the_default_directory_is_named_by_config_setting_and_seed(command, tmp_
     '--config.seed=3',
     *TINY_FLAGS,
     '--config.budget_epochs=1',
+    '--config.checkpoint_epochs=()',
     '--config.completion.enabled=false',
     cwd=tmp_path,
   )
@@ -83,6 +84,7 @@ def test_the_default_directory_of_own_data_has_its_name(command, tmp_path):
     *TINY_FLAGS,
     '--config.dataset.name=npz:clothes.npz',
     '--config.budget_epochs=1',
+    '--config.checkpoint_epochs=()',
     '--config.completion.enabled=false',
     cwd=tmp_path,
   )

@@ -10,7 +10,6 @@ Without a test split, a sixth of the images of every class is set aside as one.
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
-import os
 import pathlib
 
 from absl import logging
@@ -19,6 +18,7 @@ import numpy as np
 from lamarck_jax.data import decoding
 from lamarck_jax.data.source import Source, Split
 from lamarck_jax.errors import DatasetError
+from lamarck_jax.runtime import paths
 
 MIN_SIZE, MAX_SIZE = 8, 256  # Pixels per side.
 PREFIXES = ('npz:', 'folder:')
@@ -44,7 +44,7 @@ def load(name: str, image_size: int | None = None) -> Source:
       f'dataset.image_size: got {image_size}, want {MIN_SIZE} to {MAX_SIZE} pixels'
     )
   kind, _, location = name.partition(':')
-  path = pathlib.Path(os.path.expanduser(location))
+  path = pathlib.Path(paths.local('dataset.name', location))
   read, want = {
     'npz': (_read_npz, 'an npz file'),
     'folder': (_read_folder, 'a folder with train/<class>/ in it'),

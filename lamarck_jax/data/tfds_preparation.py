@@ -25,6 +25,7 @@ import numpy as np
 
 from lamarck_jax.data import archives
 from lamarck_jax.errors import DatasetError
+from lamarck_jax.runtime import paths
 
 # TFDS retries a failing download for minutes, so the server is tried first.
 _PROBE_TIMEOUT_SECONDS = 5  # For each of connecting and reading.
@@ -54,7 +55,7 @@ def prepare(builder: Any, manual_dir: str | None = None) -> None:
   download_dir = data_dir / 'downloads'
   manual_path = download_dir / 'manual'
   if manual_dir is not None:
-    manual_path = pathlib.Path(manual_dir).expanduser().absolute()
+    manual_path = pathlib.Path(paths.local('dataset.manual_dir', manual_dir)).absolute()
     if not manual_path.is_dir():
       raise DatasetError(
         f'dataset.manual_dir: got {manual_dir!r}, want an existing folder'

@@ -15,6 +15,7 @@ import numpy as np
 from lamarck_jax.data import archives, array_cache, decoding, tfds_preparation
 from lamarck_jax.data.source import Source, Split
 from lamarck_jax.errors import DatasetError
+from lamarck_jax.runtime import paths
 
 _READ_BLOCK = 1_000  # Examples.
 
@@ -91,8 +92,10 @@ def _find_builder(name: str, data_dir: str | None) -> tuple[Any, bool]:
   """Returns the TFDS builder of a data set, and whether it is prepared."""
   import tensorflow_datasets as tfds
 
+  path = None if data_dir is None else paths.local('dataset.data_dir', data_dir)
+  if path is None and os.environ.get('TFDS_DATA_DIR'):
+    path = paths.local('TFDS_DATA_DIR', os.environ['TFDS_DATA_DIR'])
   try:
-    path = None if data_dir is None else os.path.expanduser(data_dir)
     with _quiet_absl():
       builder = tfds.builder(name, data_dir=path)
       if not builder.is_prepared():

@@ -25,6 +25,9 @@ def main(argv: list[str]) -> None:
     raise UserError(
       f'arguments: got {len(argv) - 1}, want one, the directory of a run or a study'
     )
+  for name in ('host', 'port'):
+    if flags.FLAGS[name].present and not flags.FLAGS.serve:
+      raise UserError(f'{name}: got a value without an effect, want --serve')
   if flags.FLAGS.serve:
     server.serve(argv[1], flags.FLAGS.host, flags.FLAGS.port)
   else:

@@ -133,6 +133,11 @@ def storing(path: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:
+    if not path.parent.exists():
+      raise StorageError(
+        f'file: got {path.parent} moved or removed, want it to stay during a search;'
+        ' what it held has gone with it'
+      ) from error
     raise StorageError(
       f'file: got {error.strerror} writing {path}, want a writable file;'
       ' earlier records are kept, and the same command resumes'

@@ -1,6 +1,7 @@
 """What a search prints while it runs: a progress bar, or plain lines in a log."""
 
 from collections.abc import Mapping
+import contextlib
 import sys
 import time
 from typing import Any, TextIO
@@ -8,6 +9,43 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from lamarck_jax.genotype import Genotype
+
+
+class _Output:
+  """A text file that drops what it cannot write; no file at all is one.
+
+  Printing must never end a search: a terminal may be closed, a device full, and
+  programs without a console have no standard error.
+  """
+
+  def __init__(self, file: TextIO | None):
+    """Takes a file, standard error by default."""
+    self._file = file or sys.stderr
+
+  def write(self, text: str) -> None:
+    # Besides OSError: a closed file, and characters that its encoding has not.
+    with contextlib.suppress(OSError, ValueError):
+      if self._file:
+        self._file.write(text)
+
+  def flush(self) -> None:
+    with contextlib.suppress(OSError, ValueError):
+      if self._file:
+        self._file.flush()
+
+  def isatty(self) -> bool:
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+      return bool(self._file and self._file.isatty())
+    return False
+
+  def __getattr__(self, name: str) -> Any:
+    """Returns what else tqdm looks for, such as the encoding."""
+    return getattr(self._file, name)
+
+  def print(self, text: str) -> None:
+    """Writes a line at once."""
+    self.write(f'{text}\n')
+    self.flush()
 
 
 def print_dataset(description: Mapping[str, Any], file: TextIO | None = None) -> None:
@@ -22,11 +60,9 @@ def print_dataset(description: Mapping[str, Any], file: TextIO | None = None) ->
     for split in ('train', 'validation', 'test')
   )
   shape = 'x'.join(map(str, description['image_shape']))
-  print(
+  _Output(file).print(
     f'{description["name"]}: {sizes} images of {shape},'
-    f' {len(description["class_names"])} classes',
-    file=file or sys.stderr,
-    flush=True,
+    f' {len(description["class_names"])} classes'
   )
 
 
@@ -43,10 +79,10 @@ class Progress:
       epochs_used: Training epochs before the search was resumed.
       file: Where to print; standard error by default.
     """
-    self._file = file or sys.stderr
+    self._output = _Output(file)
     self._start = time.monotonic()
     self._first_epoch = epochs_used
-    self._bar = _bar('', budget_epochs, epochs_used, self._file)
+    self._bar = _bar('', budget_epochs, epochs_used, self._output)
     self._last = ''
 
   def __enter__(self) -> 'Progress':
@@ -83,11 +119,9 @@ class Progress:
       # Epochs before the search was resumed took none of this process's time.
       rate = (epochs_used - self._first_epoch) / (time.monotonic() - self._start)
       left = tqdm.format_interval(max(budget - epochs_used, 0) / rate)
-      print(
+      self._output.print(
         f'epoch {epochs_used}/{budget}  evaluation {event["evaluation"]}'
-        f'  {genotype}  {self._last}  {left} left',
-        file=self._file,
-        flush=True,
+        f'  {genotype}  {self._last}  {left} left'
       )
 
 
@@ -111,9 +145,9 @@ class CompletionProgress:
       epochs_done: Epochs before the completion was resumed.
       file: Where to print; standard error by default.
     """
-    self._file = file or sys.stderr
+    self._output = _Output(file)
     self._name = f'evaluation {evaluation}  {genotype}'
-    self._bar = _bar('completion ', num_epochs, epochs_done, self._file)
+    self._bar = _bar('completion ', num_epochs, epochs_done, self._output)
     self._bar.set_description_str(f'#{evaluation} {genotype}')
     if self._bar.disable:
       self._print(f'training to completion, {num_epochs} epochs')
@@ -137,15 +171,15 @@ class CompletionProgress:
       )
 
   def _print(self, text: str) -> None:
-    print(f'completion  {self._name}  {text}', file=self._file, flush=True)
+    self._output.print(f'completion  {self._name}  {text}')
 
 
-def _bar(name: str, total: int, initial: int, file: TextIO) -> tqdm:
+def _bar(name: str, total: int, initial: int, output: _Output) -> tqdm:
   return tqdm(
     total=total,
     initial=initial,
-    file=file,
-    disable=not file.isatty(),
+    file=output,
+    disable=not output.isatty(),
     bar_format=name + '{n_fmt}/{total_fmt} epochs {bar:10} {remaining} left  {desc}',
     dynamic_ncols=True,
   )

@@ -1,4 +1,4 @@
-"""What the command-line programs share: flags, and errors in one line.
+"""What the command-line programs share: flags, paths, and errors in one line.
 
 Bad input ends a program with exit status 2, a file that cannot be written with 1.
 """
@@ -6,16 +6,19 @@ Bad input ends a program with exit status 2, a file that cannot be written with 
 from collections.abc import Callable
 import difflib
 import logging
+import os
 import pathlib
 import re
 import signal
 import sys
 from typing import NoReturn
+import warnings
 
 from absl import app, flags
 
 from lamarck_jax import config as config_lib
 from lamarck_jax.errors import StorageError, UserError
+from lamarck_jax.runtime import paths, standard_streams
 
 XLA_CACHE_DIR_HELP = (
   'Directory of compiled programs, shared by all searches; empty for none;'
@@ -29,22 +32,31 @@ def run(
   """Parses the flags, calls a program's main function, and exits.
 
   Args:
-    main: Takes the program's name and the arguments that are not flags. It may raise
-      UserError or StorageError.
+    main: Takes the program's name and the arguments that are not flags, which are
+      paths. It may raise UserError or StorageError.
     default_config: Configuration file where --config is not given. If None, --config
       is required of a program that defines it.
   """
+  standard_streams.protect()
   # Until `signals.install`, Ctrl-C ends the program at once and without a traceback.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   # Not the flag's own default: ml_collections would load it even if not used.
   if default_config and not any(map(_is_config_flag, sys.argv[1:])):
     sys.argv.insert(1, f'--config={default_config}')
+  # Packages warn, and PYTHONWARNINGS=error would make each warning end the program.
+  if any(action == 'error' for action, *_ in warnings.filters):
+    warnings.simplefilter('default')
+  try:
+    os.getcwd()
+  except OSError:
+    _exit(UserError('current directory: got one that is gone, want another'), status=2)
 
   def guarded_main(argv: list[str]) -> None:
     # absl would show JAX's messages about platforms that are not there.
     logging.getLogger('jax').setLevel(logging.WARNING)
     try:
-      main(argv)
+      _import_jax()
+      main([argv[0], *(paths.local('arguments', path) for path in argv[1:])])
     except UserError as error:
       _exit(error, status=2)
     except StorageError as error:
@@ -54,12 +66,42 @@ def run(
   raise AssertionError  # app.run exits.
 
 
+def define_path(name: str, default: str | None, description: str) -> flags.FlagHolder:
+  """Defines a flag that is a path of the file system."""
+  return flags.DEFINE(_PathParser(name), name, default, description)
+
+
+class _PathParser(flags.ArgumentParser):
+  """Parses a path; an empty one stays empty."""
+
+  def __init__(self, name: str):
+    self._name = name
+
+  def parse(self, argument: str) -> str:
+    return paths.local(self._name, argument) if argument else argument
+
+  def flag_type(self) -> str:
+    return 'path'
+
+
+def _import_jax() -> None:
+  """Raises UserError if the environment has a setting of JAX with an unknown value."""
+  # Only then, since reports and tables need no JAX, which takes a second.
+  if not any(name.startswith('JAX_') for name in os.environ):
+    return
+  try:
+    import jax  # noqa: F401
+  except ValueError as error:
+    raise UserError(f'environment: got {error}, want what JAX takes') from error
+
+
 def _is_config_flag(argument: str) -> bool:
   return argument.lstrip('-').split('=')[0] == 'config'
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
+    argv = [*map(_with_local_config, argv)]
     arguments = flags.FLAGS(argv)
     if 'config' in flags.FLAGS:
       if flags.FLAGS.config is None:
@@ -67,10 +109,20 @@ def _parse_flags(argv: list[str]) -> list[str]:
       # The first access loads the file, and raises if that is impossible.
       flags.FLAGS.config.lock()
     return arguments
+  except UserError as error:
+    _exit(error, status=2)
   # Configuration files are executed while flags are parsed, and raise anything.
   except Exception as error:
     known = 'config' in flags.FLAGS and (_missing_file(argv) or _wrong_field(argv))
     _exit(known or error, status=2)
+
+
+def _with_local_config(argument: str) -> str:
+  """Returns an argument; `~` in the path of a configuration file is expanded."""
+  flag, equals, path = argument.partition('=')
+  if not (equals and _is_config_flag(flag)):
+    return argument
+  return f'{flag}={paths.local("config", path) if path else path}'
 
 
 def _missing_file(argv: list[str]) -> UserError | None:

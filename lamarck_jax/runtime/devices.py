@@ -9,6 +9,7 @@ import subprocess
 from absl import logging
 import jax
 
+from lamarck_jax.errors import UserError
 from lamarck_jax.xla import sharding
 
 # The environment variable that sets the size of XLA's thread pool.
@@ -42,9 +43,16 @@ def available_gpus() -> list[str]:
 # threads alone.
 @functools.cache
 def num_cores() -> int:
-  """Returns the number of cores to use: those available, or PJRT_NPROC if fewer."""
+  """Returns the number of cores to use: those available, or PJRT_NPROC if fewer.
+
+  Raises:
+    UserError: If PJRT_NPROC is no number of threads.
+  """
   count = len(available_cores())
-  return min(count, int(os.environ.get(_NUM_THREADS, count)))
+  limit = os.environ.get(_NUM_THREADS) or str(count)
+  if not limit.isdecimal() or int(limit) < 1:
+    raise UserError(f'{_NUM_THREADS}: got {limit!r}, want an integer of at least 1')
+  return min(count, int(limit))
 
 
 def configure_cpu_devices(batch_size: int, image_size: int | None = None) -> None:
@@ -64,10 +72,28 @@ def configure_cpu_devices(batch_size: int, image_size: int | None = None) -> Non
   count = num_cores()
   small = image_size is not None and sharding.max_shards(batch_size, image_size**2) == 1
   if small and not available_gpus():
-    os.environ[_NUM_THREADS] = '1'
-  elif count > 1:
-    os.environ[_NUM_THREADS] = str(count)
-    try:
-      jax.config.update('jax_num_cpu_devices', count)
-    except RuntimeError:
-      logging.info('JAX has initialised its devices already and keeps them')
+    count = 1
+  os.environ[_NUM_THREADS] = str(count)
+  try:
+    # Even if it is one: XLA_FLAGS or JAX_NUM_CPU_DEVICES may ask for more.
+    jax.config.update('jax_num_cpu_devices', count)
+  except RuntimeError:
+    logging.info('JAX has initialised its devices already and keeps them')
+
+
+def check_platform() -> None:
+  """Initialises JAX's devices.
+
+  Raises:
+    UserError: If the platform that the environment asks for cannot be had.
+  """
+  try:
+    jax.local_devices()
+  # JAX asserts where it knows the platform and lacks its plugin.
+  except (AssertionError, RuntimeError) as error:
+    names = ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME')
+    asked = [f'{name}={os.environ[name]}' for name in names if os.environ.get(name)]
+    raise UserError(
+      f'JAX: got {" ".join(asked) or "no platform"}, want one that it finds here, such'
+      f' as JAX_PLATFORMS=cpu{f": {error}" if str(error) else ""}'
+    ) from error

@@ -1,4 +1,4 @@
-"""Ends a program on SIGINT and SIGTERM: in order if possible, otherwise at once.
+"""Ends a program on SIGINT, SIGTERM and SIGHUP: in order if possible, else at once.
 
 A signal raises `Stopped` in the main thread. That thread may be inside a native call,
 such as an epoch of training, and runs no signal handler until the call returns.
@@ -7,6 +7,7 @@ done so within a few seconds, or when a second signal comes. Ending at any momen
 safe, because every write to a run directory is atomic.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -19,6 +20,9 @@ from lamarck_jax.runtime import dropped_signals
 
 # Schedulers wait 10 seconds or more between SIGTERM and SIGKILL; this is below.
 GRACE_SECONDS = 5.0
+
+# Ctrl-C; a scheduler; a terminal or an ssh connection that has been closed.
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # Set once the user has been told that the program ends, which is said only once.
 _said = threading.Event()
@@ -41,11 +45,16 @@ class Stopped(BaseException):
 
 
 def install() -> None:
-  """Makes SIGINT and SIGTERM raise `Stopped` in the main thread, which must call it."""
+  """Makes the signals raise `Stopped` in the main thread, which must call it.
+
+  SIGHUP is left alone where it is ignored, as under `nohup`.
+  """
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, _raise_stopped)
+  for number in _NUMBERS:
+    ignored = signal.getsignal(number) == signal.SIG_IGN
+    if not (number == signal.SIGHUP and ignored):
+      signal.signal(number, _raise_stopped)
   dropped_signals.raise_again(Stopped)
   # CPython writes the number of each signal into the pipe at once, from C.
   signal.set_wakeup_fd(writer)
@@ -58,8 +67,10 @@ def say_stopped(sentence: str) -> None:
   Args:
     sentence: What is printed to stderr, on a line of its own.
   """
-  # Ctrl-C leaves `^C` at the end of the progress line.
-  print(f'\n{sentence}', file=sys.stderr, flush=True)
+  # The terminal may be gone, which must not keep the program from ending.
+  with contextlib.suppress(OSError, ValueError):
+    # Ctrl-C leaves `^C` at the end of the progress line.
+    print(f'\n{sentence}', file=sys.stderr, flush=True)
   _said.set()
 
 

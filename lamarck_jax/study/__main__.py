@@ -29,8 +29,8 @@ from lamarck_jax.study.slurm import SlurmExecutor
 
 def _define_flags() -> None:
   config_flags.DEFINE_config_file('config', None, 'Configuration file, no setting.')
-  flags.DEFINE_string('workdir', None, 'Directory of the study.')
-  flags.DEFINE_string('xla_cache_dir', None, command_line.XLA_CACHE_DIR_HELP)
+  command_line.define_path('workdir', None, 'Directory of the study.')
+  command_line.define_path('xla_cache_dir', None, command_line.XLA_CACHE_DIR_HELP)
   flags.DEFINE_list(
     'settings',
     list(config_lib.PAPER_SETTINGS),
@@ -156,6 +156,11 @@ def main(argv: list[str]) -> None:
   values = flags.FLAGS
   if len(argv) > 1:
     raise UserError(f'arguments: got {argv[1]!r}, want flags alone')
+  for name in ('ray_address', 'cpus_per_run', 'gpus_per_run'):
+    if values.engine == 'local' and values[name].present:
+      raise UserError(
+        f'{name}: got a value, which has no effect here, want --engine=ray'
+      )
   if not values.workdir:
     raise UserError('workdir: got none, want the directory of the study')
   tasks = runner.make_tasks(

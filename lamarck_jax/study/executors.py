@@ -210,8 +210,9 @@ def _initialise_worker(cores: Sequence[int], environment: Mapping[str, str]) -> 
   os.environ.update(environment)
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, cores)
-  # Ctrl-C reaches the whole process group; the parent decides what ends.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  # Both reach the whole process group; the parent decides what ends.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C.
+  signal.signal(signal.SIGHUP, signal.SIG_IGN)  # A closed terminal.
   parent = multiprocessing.parent_process()
   assert parent is not None
 

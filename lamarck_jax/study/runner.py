@@ -120,7 +120,7 @@ def make_tasks(
     if variant.name in configs:
       raise UserError(f'settings: got {variant.name!r} twice, want different names')
     configs[variant.name] = _load_config(config_file, variant)
-  tasks = []
+  tasks: list[Task] = []
   for index in range(num_seeds):
     for setting, (config, own_overrides) in configs.items():
       config = config.copy_and_resolve_references()
@@ -132,6 +132,7 @@ def make_tasks(
       path = root / setting / f'seed{config.seed}'
       log = root / 'logs' / f'{setting}-seed{config.seed}.log'
       tasks.append(Task(setting, config.seed, config, path, log, xla_cache_dir))
+  config_lib.check_typed([task.config for task in tasks], overrides)
   for task in tasks:
     if not _is_damaged(task.workdir):
       records.check(task.workdir, task.config.to_dict())

@@ -310,21 +310,21 @@ class ProgramCache:
     *,
     batch_size: int,
     num_threads: int,
+    decorator: Callable[[Any], Callable[..., Any]] = lambda function: function,
     max_blocks: int = MAX_BLOCKS_IN_MEMORY,
   ):
     """Starts without any program.
 
     Args:
-      block: What is compiled for a block.
-      head: What is compiled for a head.
-      batch_size: Examples per batch.
+      block, head: What is compiled for each, for batches of `batch_size`.
       num_threads: Number of blocks compiled at a time.
+      decorator: Applied to what runs in these threads, for JAX's settings.
       max_blocks: Number of blocks and heads whose programs stay in memory.
     """
     self.num_compiled = 0
     self._num_traced = 0  # Since JAX's caches were dropped last.
     self._block, self._head, self._batch_size = block, head, batch_size
-    self._max_blocks = max_blocks
+    self._max_blocks, self._decorator = max_blocks, decorator
     # Threads that trace take the interpreter from one another, and from the one that
     # trains: on a GPU it starts a program in 0.16 ms beside one of them, in 0.70 ms
     # beside four.
@@ -358,8 +358,7 @@ class ProgramCache:
     """Begins to compile a network's programs, unless they are in memory.
 
     Args:
-      blocks: Its blocks.
-      head: Its classifier.
+      blocks, head: Its modules.
       images: Shapes, dtypes and shardings of what the first block gets.
       targets: Those of the labels.
 
@@ -381,6 +380,7 @@ class ProgramCache:
   ) -> concurrent.futures.Future[Any]:
     self.num_compiled += 1
     self._num_traced += 1
+    compile_programs = self._decorator(compile_programs)
     return self._threads.submit(compile_programs, *arguments, self._tracing)
 
   def close(self) -> None:

@@ -121,3 +121,52 @@ def test_standard_error_is_the_default(capsys, clock):
   captured = capsys.readouterr()
   assert 'epoch 4/8' in captured.err
   assert captured.out == ''
+
+
+class _Broken(io.StringIO):
+  """A file that raises on every call, on a terminal or elsewhere."""
+
+  def __init__(self, terminal: bool, error: Exception):
+    super().__init__()
+    self.terminal, self.error = terminal, error
+
+  def isatty(self) -> bool:
+    return self.terminal
+
+  def write(self, text: str) -> int:
+    raise self.error
+
+  def flush(self) -> None:
+    raise self.error
+
+
+@pytest.mark.parametrize('terminal', [True, False])
+@pytest.mark.parametrize(
+  'error',
+  [
+    *(BrokenPipeError(), OSError(28, 'No space left on device'), OSError(5, 'EIO')),
+    ValueError('I/O operation on closed file'),
+    UnicodeEncodeError('ascii', 'é', 0, 1, 'ordinal not in range'),
+  ],
+  ids=str,
+)
+def test_what_cannot_be_printed_ends_no_search(clock, terminal, error):
+  _show_everything(_Broken(terminal, error), clock)
+
+
+def test_a_search_without_standard_error_goes_on(clock, monkeypatch, capsys):
+  monkeypatch.setattr('sys.stderr', None)
+  _show_everything(None, clock)
+  assert capsys.readouterr().out == ''
+
+
+def _show_everything(file, clock) -> None:
+  description = {'name': 'tiny', 'image_shape': (8, 8, 1), 'class_names': 'ab'}
+  sizes = {f'num_{split}': 1 for split in ('train', 'validation', 'test')}
+  progress.print_dataset({**description, **sizes}, file)
+  with progress.Progress(8, file=file) as bar:
+    clock.now += 1
+    _evaluate(bar, _event(0, 4, 0.5, 0.5))
+  with progress.CompletionProgress(3, _GENOTYPE, 2, file=file) as bar:
+    bar.epoch()
+    bar.tested({'validation_accuracy': 0.5, 'test_accuracy': 0.5})

@@ -6,6 +6,7 @@ import subprocess
 import jax
 import pytest
 
+from lamarck_jax.errors import UserError
 from lamarck_jax.runtime import devices
 from tests.conftest import run_program
 
@@ -87,3 +88,25 @@ print(devices.num_cores())
   available = len(devices.available_cores())
   assert run_program(program, PJRT_NPROC='1').split() == ['1', '1']
   assert run_program(program, PJRT_NPROC='1000').split() == [str(available)] * 2
+
+
+@pytest.fixture
+def no_cache():
+  """The number of cores is counted anew, and again after the test."""
+  devices.num_cores.cache_clear()
+  yield
+  devices.num_cores.cache_clear()
+
+
+@pytest.mark.usefixtures('no_cache')
+@pytest.mark.parametrize('value', ['abc', '0', '-1', '1.5', '1e3', ' '])
+def test_a_pjrt_nproc_that_is_no_number_of_threads_is_refused(monkeypatch, value):
+  monkeypatch.setenv('PJRT_NPROC', value)
+  with pytest.raises(UserError, match=f"^PJRT_NPROC: got '{value}', want an integer"):
+    devices.num_cores()
+
+
+@pytest.mark.usefixtures('no_cache')
+def test_an_empty_pjrt_nproc_is_none(monkeypatch):
+  monkeypatch.setenv('PJRT_NPROC', '')
+  assert devices.num_cores() == len(devices.available_cores())

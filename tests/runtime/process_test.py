@@ -14,6 +14,7 @@ def calls(monkeypatch):
     (allocator, 'keep_freed_memory'),
     (devices, 'configure_cpu_devices'),
     (compilation_cache, 'enable'),
+    (devices, 'check_platform'),
   ):
     monkeypatch.setattr(
       module, name, lambda *arguments, name=name: made.append((name, *arguments))
@@ -33,12 +34,15 @@ def test_memory_and_devices_depend_on_the_size_of_the_images(calls, tiny_config)
     ('keep_freed_memory', None),
     ('configure_cpu_devices', 32, None),
     ('enable', 'cache'),
+    ('check_platform',),
     ('keep_freed_memory', 32 * 16 * 16 * 8 * 4),
     ('configure_cpu_devices', 32, 16),
     ('enable', 'cache'),
+    ('check_platform',),
     ('keep_freed_memory', 32 * 8 * 8 * 8 * 4),
     ('configure_cpu_devices', 32, 8),
     ('enable', 'cache'),
+    ('check_platform',),
   ]
 
 

@@ -7,9 +7,13 @@ import textwrap
 import pytest
 
 
-def run(body: str) -> subprocess.CompletedProcess:
-  """Runs a program that installs the handlers and exits with the signal's status."""
+def run(body: str, hangup: str = 'SIG_DFL') -> subprocess.CompletedProcess:
+  """Runs a program that installs the handlers and exits with the signal's status.
+
+  `hangup` is what SIGHUP does before.
+  """
   program = 'import gc, os, signal, time\n'
+  program += f'signal.signal(signal.SIGHUP, signal.{hangup})\n'
   program += 'from lamarck_jax.runtime import dropped_signals, signals\n'
   program += 'signals.install()\ntry:\n' + textwrap.indent(body, '  ')
   program += '\n  time.sleep(30)\nexcept signals.Stopped as stopped:\n'
@@ -19,13 +23,33 @@ def run(body: str) -> subprocess.CompletedProcess:
   )
 
 
-@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM', 'SIGHUP'])
 def test_a_signal_is_an_exception_in_the_main_thread(name):
   result = run(f'os.kill(os.getpid(), signal.{name})')
   assert (result.returncode, result.stderr) == (
-    {'SIGINT': 130, 'SIGTERM': 143}[name],
+    {'SIGINT': 130, 'SIGTERM': 143, 'SIGHUP': 129}[name],
     '',
   )
+
+
+def test_a_closed_terminal_ends_no_program_that_nohup_has_started():
+  body = 'signal.raise_signal(signal.SIGHUP)\n'
+  result = run(body + 'signal.raise_signal(signal.SIGTERM)', hangup='SIG_IGN')
+  assert (result.returncode, result.stderr) == (143, '')
+
+
+def test_a_program_ends_though_nobody_can_be_told():
+  """A terminal that is closed takes standard error with it."""
+  result = run(
+    'import sys\n'
+    'sys.stderr = open("/dev/full", "w")\n'
+    'try:\n'
+    '  signal.raise_signal(signal.SIGHUP)\n'
+    'except signals.Stopped:\n'
+    '  signals.say_stopped("stopped")\n'
+    'os._exit(0)'
+  )
+  assert result.returncode == 0
 
 
 _DURING_GARBAGE_COLLECTION = """
