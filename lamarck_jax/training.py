@@ -182,8 +182,6 @@ class Trainer:
     """Puts the data set on the device.
 
     Args:
-      dataset: Images and labels of the three splits.
-      batch_size: Examples per batch.
       compute_dtype: Of the blocks, `float32` or `bfloat16`.
       augmentation: Of the training images; evaluation sees them as they are.
 
@@ -255,7 +253,6 @@ class Trainer:
     Args:
       key: The same for all epochs; `epoch`, the index, is folded in.
       state: The state before; its optimizer state cannot be used again.
-      learning_rate: Adam's learning rate.
     """
     blocks, head = self._programs(genotype)
     params, stats, opt_state = (dict(tree) for tree in state)
@@ -333,6 +330,18 @@ class Trainer:
     for name, block in blocks.items():
       x = block.infer(params[name], stats[name], x)
       yield np.asarray(x).astype(np.float32)
+
+  def batch_statistics(self, genotype: Genotype, variables: Variables) -> Tree:
+    """Returns the statistics of that batch in training mode, as `batch_stats`."""
+    blocks, _ = self._programs(genotype)
+    zeros = jax.tree.map(np.zeros_like, variables['batch_stats'])
+    params, stats = self._data.put((variables['params'], zeros))
+    x: Any = self._data.images(self._data.in_order('train'), self._zero_step)
+    share = 1 - fused_block.ConvBlock.momentum  # Of a batch in running statistics.
+    for name, block in blocks.items():
+      x, updated, _ = block.forward(params[name], stats[name], x)
+      stats[name] = jax.tree.map(lambda leaf: np.asarray(leaf) / share, updated)
+    return stats
 
   def initial_state(self, genotype: Genotype, variables: Variables) -> TrainingState:
     """Returns the state before the first epoch, with Adam's moments at zero."""
