@@ -19,6 +19,11 @@ from lamarck_jax.model import Variables
 from lamarck_jax.population import Offspring
 from lamarck_jax.training import Trainer
 
+# On how many examples crossover measures: one batch of the paper, and where there is
+# one pixel for each of them, 16 for each of the 256 channels at most.
+EXAMPLES = 512
+POOLED_EXAMPLES = 4096
+
 
 def initial_variables(
   key: jax.Array,
@@ -66,11 +71,15 @@ def stitched(
 ) -> tuple[dict[str, Any], float]:
   """Returns the stitched child's variables, and R^2 of the fit at its seam.
 
-  The fit and the statistics behind the seam are measured on one training batch.
+  The fit and the statistics behind the seam are measured on the first training images.
   """
-  # Like a block of which one has the inputs and the other the outputs.
+  pooled = cut.second == len(second.genotype)  # The classifier reads the seam.
+  # Moments like those of a block with the first's outputs in and the second's out.
   seam = moments.measure(
-    [_outputs(first, cut.first, trainer), _outputs(second, cut.second, trainer)]
+    [
+      _outputs(first, cut.first, trainer, pooled),
+      _outputs(second, cut.second, trainer, pooled),
+    ]
   )
   to_second, r2 = crossover.fit(*seam)
   variables = crossover.stitch(first, second, cut, to_second)
@@ -79,16 +88,35 @@ def stitched(
     variables,
     second,
     cut,
-    trainer.batch_statistics(child, variables),
-    trainer.batch_statistics(*second),
+    _statistics(Parent(child, variables), trainer),
+    _statistics(second, trainer),
   )
   return variables, r2
 
 
-def _outputs(parent: Parent, depth: int, trainer: Trainer) -> np.ndarray:
-  """Returns the outputs of a parent's block, [batch, height, width, channels]."""
-  activations = trainer.activations(*parent)
-  return next(itertools.islice(activations, depth, None))
+def _outputs(parent: Parent, depth: int, trainer: Trainer, pooled: bool) -> np.ndarray:
+  """Returns the outputs of a parent's block, [examples, height, width, channels].
+
+  What the classifier reads is one pixel, their mean, of more examples.
+  """
+  found = []
+  for step in _steps(trainer, POOLED_EXAMPLES if pooled else EXAMPLES):
+    activations = trainer.activations(*parent, step)
+    outputs = next(itertools.islice(activations, depth, None))
+    found.append(outputs.mean(axis=(1, 2), keepdims=True) if pooled else outputs)
+  return np.concatenate(found)
+
+
+def _statistics(parent: Parent, trainer: Trainer) -> dict[str, Any]:
+  """Returns the statistics of a network's convolutions, the mean over batches."""
+  steps = _steps(trainer, EXAMPLES)
+  found = [trainer.batch_statistics(*parent, step) for step in steps]
+  return jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *found)
+
+
+def _steps(trainer: Trainer, examples: int) -> range:
+  """Returns the batches of the training split with that number of examples."""
+  return range(min(-(-examples // trainer.batch_size), trainer.steps_per_epoch))
 
 
 def _fresh(key: jax.Array, child: Genotype, trainer: Trainer) -> Variables:
