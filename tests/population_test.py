@@ -257,6 +257,20 @@ def test_a_number_names_one_block_of_the_whole_run(population_config, algorithm)
     assert state.next_lineage == max(born) + 1
 
 
+def test_numbers_go_on_behind_all_events_of_an_older_run(population_config):
+  """There, siblings could give one number to different blocks."""
+  state = initial_state(population_config)
+  for text in ('4c1', '4c1 8c1', '8c3 4c1'):
+    state = state.tell(Genotype.parse(text), 0.5)
+  assert state.next_lineage == 2
+  while not state.evolution.done:
+    child = state.ask()[0]
+    known = {b.lineage for p in child.parents for b in p.genotype.blocks}
+    new = {block.lineage for block in child.genotype.blocks} - known
+    assert all(lineage >= state.next_lineage for lineage in new)
+    state = state.tell(child.genotype, 0.5)
+
+
 def test_all_children_of_a_generation_are_asked_for_with_their_numbers(
   population_config,
 ):
