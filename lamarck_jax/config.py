@@ -32,7 +32,11 @@ INHERITANCE_MODES = tuple(
 FITNESS_MEASURES = ('accuracy', 'balanced_accuracy')
 
 # Each has a module with its pure init, ask and tell; see `search_state`.
-ALGORITHMS = ('one_plus_one', 'random_search')
+ALGORITHMS = ('one_plus_one', 'population', 'random_search')
+
+# The names in `population.REPLACEMENTS`, and the modes in `initialisation`.
+REPLACEMENTS = ('worst', 'oldest')
+CROSSOVER_MODES = ('stitched', 'leaf_rule', 'none')
 
 # Fields that say where things are; a run may be resumed with other values.
 LOCATIONS = ('dataset.data_dir', 'dataset.manual_dir')
@@ -216,6 +220,19 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   'niching.rate': (0.1, _number(0, 1)),
   # k: evaluations in a niche.
   'niching.iterations': (5, _integer(1)),
+  # mu: most individuals of a population.
+  'population.size': (8, _integer(1)),
+  # lambda: children of a generation.
+  'population.children': (4, _integer(1)),
+  # A parent is the fittest of this number of random individuals.
+  'population.tournament': (2, _integer(1)),
+  # Probability that a child is made by crossover, where that is possible.
+  'population.crossover_rate': (0.5, _number(0, 1)),
+  # 'worst': a child replaces the worst individual if it is fitter; 'oldest': it always
+  # replaces the oldest.
+  'population.replacement': ('worst', _one_of(REPLACEMENTS)),
+  # The weights of a child of two parents; all are fresh where `inheritance` is 'none'.
+  'population.crossover_inheritance': ('stitched', _one_of(CROSSOVER_MODES)),
   # The depth of a network is uniform on 1 to this.
   'random_search.max_blocks': (10, _integer(1)),
   # F: filter counts, ascending.

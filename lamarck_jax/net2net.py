@@ -251,7 +251,7 @@ def narrow(
   _, pivots, _, _ = scipy.linalg.lapack.dpstrf(weighted.astype(np.float64))
   kept = np.sort(pivots[:filters] - 1)
   cross = outputs.covariance[kept]
-  to_old = _least_squares(outputs.take(kept), outputs.mean, cross)
+  to_old = least_squares(outputs.take(kept), outputs.mean, cross)
   # The ridge would shrink what is known exactly.
   to_old.weights[:, kept] = np.eye(filters)
   to_old.offset[kept] = 0
@@ -265,10 +265,10 @@ def bypass(inputs: Moments, outputs: Moments) -> AffineMap:
   y = m_y + (x - m_x) w, w = C_xx^-1 C_xy.
   """
   assert outputs.cross is not None
-  return _least_squares(inputs, outputs.mean, outputs.cross)
+  return least_squares(inputs, outputs.mean, outputs.cross)
 
 
-def _least_squares(inputs: Moments, mean: np.ndarray, cross: np.ndarray) -> AffineMap:
+def least_squares(inputs: Moments, mean: np.ndarray, cross: np.ndarray) -> AffineMap:
   """Predicts channels, given their mean and their covariance with the inputs."""
   covariance = inputs.covariance.astype(np.float64)
   ridge = _RIDGE * np.trace(covariance) / len(covariance) + 1e-12

@@ -15,15 +15,7 @@ from absl import logging
 import jax
 from ml_collections import config_dict
 
-from lamarck_jax import (
-  completion,
-  flops,
-  inheritance,
-  metrics,
-  model,
-  moments,
-  mutation,
-)
+from lamarck_jax import completion, flops, initialisation, metrics, model, population
 from lamarck_jax import config as config_lib
 from lamarck_jax.data import datasets
 from lamarck_jax.data.augmentation import Augmentation
@@ -144,7 +136,9 @@ class Trial:
   Attributes:
     state: The state of the search that asked for it.
     evaluation: Index of the evaluation.
+    offspring: What the search has asked for.
     child: Its genotype.
+    r2: Of the fit behind a crossover's seam, if there was one.
     fitness_before: Its validation accuracy before training, if it got that far.
     fitness: The same after training.
     measures: Each of `metrics.MEASURES` after training, once they are known.
@@ -165,7 +159,9 @@ class Trial:
     """Asks for the child, and starts the clock."""
     self.stopwatch = stopwatch.Stopwatch()
     self.state, self.evaluation = state, state.evolution.num_evaluations
-    self.child = state.ask()
+    self.offspring = state.ask()[0]
+    self.child = self.offspring.genotype
+    self.r2: float | None = None
     self.fitness_before: float | None = None
     self.fitness: float | None = None
     self.measures: Mapping[str, float | None] = dict.fromkeys(metrics.MEASURES)
@@ -177,27 +173,16 @@ class Trial:
     self._config, self._trainer = config, trainer
 
   def inherit(self, living: Mapping[int, Variables]) -> Variables:
-    """Returns the child's initial variables, made from its parent's if it has one."""
+    """Returns the child's initial variables, made from its parents' if it has any."""
     self._check_size()
-    parent, trainer = self.state.evolution.parent, self._trainer
-    key = self.state.key(Purpose.INITIALISATION)
-    if parent is None:
-      *_, channels = trainer.image_shape
-      variables = model.init_variables(key, self.child, channels, trainer.num_classes)
-    else:
-      genotype, trained = parent.genotype, living[parent.evaluation]
-      variables = inheritance.inherit(
-        key,
-        genotype,
-        trained,
-        self.child,
-        self._config.inheritance,
-        # Measured only by the modes that ask for them.
-        parent_moments=lambda: moments.measure(trainer.activations(genotype, trained)),
-        image_shape=trainer.image_shape[:2],
-        noise=self._config.inheritance_noise,
-        shrink=self._config.inheritance_shrink,
-      )
+    key, parents = self.state.key(Purpose.INITIALISATION), self.offspring.parents
+    variables, self.r2 = initialisation.initial_variables(
+      key,
+      self.offspring,
+      [living[parent.evaluation] for parent in parents],
+      self._trainer,
+      self._config,
+    )
     self.stopwatch.lap('mutate')
     return variables
 
@@ -263,7 +248,7 @@ class Trial:
     for fitness in (-1.0, 2.0):  # Worse than any, and better than any.
       following = self.state.tell(self.child, fitness)
       if not following.evolution.done:
-        yield following.ask()
+        yield following.ask()[0].genotype
 
 
 class _CandidateError(Exception):
@@ -282,24 +267,25 @@ def _record(
   trial.stopwatch.lap('record')
   seconds, child, fitness = trial.stopwatch.seconds, trial.child, trial.fitness
   before, best = trial.state.evolution, state.evolution.best
-  parent = before.parent
-  beaten = parent or before.best  # In random search, children have no parent.
+  parents = trial.offspring.parents
   event = {
     'evaluation': trial.evaluation,
     **child.to_json(),
-    'parent': parent.evaluation if parent else None,
-    'mutation': mutation.describe(parent.genotype, child) if parent else [],
+    'parent': parents[0].evaluation if parents else None,
+    'mutation': trial.offspring.operators,
     'fitness_at_birth': trial.fitness_before,
     'fitness': fitness or 0.0,
     **trial.measures,
     'failure': trial.failure,
-    'accepted': fitness is not None and (beaten is None or fitness > beaten.fitness),
+    'accepted': trial.state.accepts(fitness),
     'niche': before.niche.origin.evaluation if before.niche else None,
     'epochs_used': state.evolution.epochs_used,
     'flops': trial.examples * trial.flops,
     'seconds': seconds,
     'best_fitness': best.fitness if best else 0.0,
   }
+  if isinstance(before, population.PopulationState):
+    event |= population.event_fields(before, trial.offspring, trial.r2)
   directory.append_event(event)
   directory.keep_weights(state.needed)
   examples_per_second = trial.examples / seconds.get('train', math.inf)

@@ -4,6 +4,7 @@ Pure: no files, no data. The state wraps that of the configured algorithm, and a
 checkpoints (Section 4.1).
 """
 
+from collections.abc import Iterator, Sequence
 import dataclasses
 import enum
 from types import ModuleType
@@ -13,16 +14,18 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 import numpy as np
 
-from lamarck_jax import evolution, random_search
+from lamarck_jax import evolution, population, random_search
 from lamarck_jax.evolution import EvolutionState, Individual
 from lamarck_jax.genotype import Genotype, SearchSpace
+from lamarck_jax.population import Offspring, PopulationState
 from lamarck_jax.random_search import RandomSearchState
 
-AlgorithmState = EvolutionState | RandomSearchState
+AlgorithmState = EvolutionState | PopulationState | RandomSearchState
 
 # State -> the module with the algorithm's pure init, ask and tell.
 _ALGORITHMS: dict[type[AlgorithmState], ModuleType] = {
   EvolutionState: evolution,
+  PopulationState: population,
   RandomSearchState: random_search,
 }
 
@@ -55,22 +58,40 @@ class SearchState:
 
   Attributes:
     seed: The seed of the search.
-    evolution: State of the algorithm, the (1+1)-EA or random search.
+    evolution: State of the algorithm: the (1+1)-EA, a population or random search.
     checkpoints: The best individual so far at each budget, in epochs.
+    next_lineage: The innovation number of the next new block, greater than every one
+      in the events.
   """
 
   seed: int
   evolution: AlgorithmState
   checkpoints: dict[int, Individual | None]
+  next_lineage: int = 0
 
   def key(self, purpose: Purpose) -> jax.Array:
     """Returns a key of the next evaluation."""
     return random_key(self.seed, self.evolution.num_evaluations, purpose)
 
-  def ask(self) -> Genotype:
-    """Returns the next child."""
-    algorithm = _ALGORITHMS[type(self.evolution)]
-    return algorithm.ask(self.key(Purpose.MUTATION), self.evolution)
+  def ask(self) -> tuple[Offspring, ...]:
+    """Returns the next child, and all those that do not depend on its fitness.
+
+    Their new blocks are numbered on from `next_lineage`: an algorithm knows the numbers
+    in one line of descent alone, and would give one number to blocks of two siblings.
+    """
+    state, key = self.evolution, self.key(Purpose.MUTATION)
+    match state:
+      case PopulationState():
+        # The children still to be told stay the same until the generation ends.
+        first = state.num_evaluations - state.told
+        offspring = population.ask(
+          random_key(self.seed, first, Purpose.MUTATION), state
+        )
+      case EvolutionState(parent=Individual() as parent):
+        offspring = (Offspring(evolution.ask(key, state), (parent,)),)
+      case _:
+        offspring = (Offspring(_ALGORITHMS[type(state)].ask(key, state)),)
+    return tuple(_numbered(offspring, self.next_lineage))
 
   def tell(self, child: Genotype, fitness: float | None) -> 'SearchState':
     """Returns the state after an evaluation, as `evolution.tell` does."""
@@ -83,13 +104,28 @@ class SearchState:
       else best
       for budget, best in self.checkpoints.items()
     }
-    return SearchState(self.seed, state, checkpoints)
+    next_lineage = max(self.next_lineage, child.next_lineage)
+    return SearchState(self.seed, state, checkpoints, next_lineage)
+
+  def accepts(self, fitness: float | None) -> bool:
+    """Returns whether the next child is selected if it has this fitness."""
+    state = self.evolution
+    if fitness is None:
+      return False
+    if isinstance(state, PopulationState):
+      return state.accepts(fitness)
+    beaten = state.parent or state.best  # In random search, children have no parent.
+    return beaten is None or fitness > beaten.fitness
 
   @property
   def living(self) -> set[int]:
     """The evaluations of the individuals that can still have children."""
-    niche = self.evolution.niche
-    individuals = {self.evolution.parent, niche.origin if niche else None}
+    state = self.evolution
+    individuals: set[Individual | None]
+    if isinstance(state, PopulationState):
+      individuals = {*state.parents, *state.survivors}
+    else:
+      individuals = {state.parent, state.niche.origin if state.niche else None}
     return {individual.evaluation for individual in individuals if individual}
 
   @property
@@ -97,6 +133,22 @@ class SearchState:
     """The evaluations whose weights are still needed."""
     best = self.checkpoints.values()
     return self.living | {individual.evaluation for individual in best if individual}
+
+
+def _numbered(offspring: Sequence[Offspring], next_lineage: int) -> Iterator[Offspring]:
+  """Yields children whose new blocks have the numbers from `next_lineage` on."""
+  for child in offspring:
+    inherited = {
+      block.lineage for parent in child.parents for block in parent.genotype.blocks
+    }
+    blocks = []
+    for block in child.genotype.blocks:
+      if block.lineage not in inherited:
+        block = dataclasses.replace(block, lineage=next_lineage)
+        next_lineage += 1
+      blocks.append(block)
+    genotype = Genotype(tuple(blocks), next_lineage)
+    yield dataclasses.replace(child, genotype=genotype)
 
 
 def initial_state(config: config_dict.ConfigDict) -> SearchState:
@@ -114,6 +166,17 @@ def initial_state(config: config_dict.ConfigDict) -> SearchState:
       budget_epochs=config.budget_epochs,
       epochs_per_evaluation=config.epochs_per_evaluation,
       max_blocks=config.random_search.max_blocks,
+    )
+  elif config.algorithm == 'population':
+    state = population.init(
+      space,
+      budget_epochs=config.budget_epochs,
+      epochs_per_evaluation=config.epochs_per_evaluation,
+      size=config.population.size,
+      children=config.population.children,
+      tournament=config.population.tournament,
+      crossover_rate=config.population.crossover_rate,
+      replacement=config.population.replacement,
     )
   else:
     state = evolution.init(

@@ -168,11 +168,9 @@ class Trainer:
     batch_size: Examples per batch.
     steps_per_epoch: Training steps per epoch; the remainder is dropped.
     examples_per_epoch: Examples that these see.
-    num_classes: Number of classes.
     class_names: Names of the classes, by label.
     image_shape: (height, width, channels).
     description: Name, shape, sizes and classes of the data set, ready for JSON.
-    programs: The compiled programs.
   """
 
   def __init__(
@@ -187,8 +185,6 @@ class Trainer:
     """Puts the data set on the device.
 
     Args:
-      dataset: Images and labels of the three splits.
-      batch_size: Examples per batch.
       compute_dtype: Of the blocks, `float32` or `bfloat16`.
       augmentation: Of the training images; evaluation sees them as they are.
       class_weights: Of the loss, `none`, or `balanced`: see `DeviceData`.
@@ -263,7 +259,6 @@ class Trainer:
     Args:
       key: The same for all epochs; `epoch`, the index, is folded in.
       state: The state before; its optimizer state cannot be used again.
-      learning_rate: Adam's learning rate.
     """
     blocks, head = self._programs(genotype)
     params, stats, opt_state = (dict(tree) for tree in state)
@@ -322,20 +317,34 @@ class Trainer:
     return np.asarray(total)
 
   def activations(
-    self, genotype: Genotype, variables: Variables
+    self, genotype: Genotype, variables: Variables, step: int = 0
   ) -> Iterator[np.ndarray]:
-    """Yields a network's activations on a batch of the training split.
+    """Yields a network's activations on a batch of the training split, in its order.
 
     They are the standardised images, and each block's outputs in evaluation mode,
     float32 [batch, height, width, channels].
     """
     blocks, _ = self._programs(genotype)
     params, stats = self._data.put((variables['params'], variables['batch_stats']))
-    x: Any = self._data.images(self._data.in_order('train'), self._zero_step)
+    x: Any = self._data.images(self._data.in_order('train'), self._data.put(step))
     yield np.asarray((x.pixels[x.order.examples[0]] - x.mean) / x.std)
     for name, block in blocks.items():
       x = block.infer(params[name], stats[name], x)
       yield np.asarray(x).astype(np.float32)
+
+  def batch_statistics(
+    self, genotype: Genotype, variables: Variables, step: int = 0
+  ) -> Tree:
+    """Returns the statistics of that batch in training mode, as `batch_stats`."""
+    blocks, _ = self._programs(genotype)
+    zeros = jax.tree.map(np.zeros_like, variables['batch_stats'])
+    params, stats = self._data.put((variables['params'], zeros))
+    x: Any = self._data.images(self._data.in_order('train'), self._data.put(step))
+    share = 1 - fused_block.ConvBlock.momentum  # Of a batch in running statistics.
+    for name, block in blocks.items():
+      x, updated, _ = block.forward(params[name], stats[name], x)
+      stats[name] = jax.tree.map(lambda leaf: np.asarray(leaf) / share, updated)
+    return stats
 
   def initial_state(self, genotype: Genotype, variables: Variables) -> TrainingState:
     """Returns the state before the first epoch, with Adam's moments at zero."""

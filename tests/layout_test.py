@@ -10,8 +10,9 @@ _MODULES = {
   '.'.join(path.relative_to(_PACKAGE.parent).with_suffix('').parts): path
   for path in _PACKAGE.rglob('*.py')
 }
-_PURE = ('genotype', 'mutation', 'evolution', 'inheritance')
-_PAPER = (*_PURE, 'net2net', 'model', 'training', 'completion', 'search')
+_PAPER_PURE = ('genotype', 'mutation', 'evolution', 'inheritance')
+_PAPER = (*_PAPER_PURE, 'net2net', 'model', 'training', 'completion', 'search')
+_PURE = (*_PAPER_PURE, 'crossover', 'population', 'search_state')
 
 
 def imports_of(name: str, everywhere: bool = True) -> set[str]:

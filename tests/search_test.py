@@ -307,8 +307,10 @@ def test_events_hold_what_the_algorithm_asked_for(tiny_config, undisturbed):
   workdir, _ = undisturbed(tiny_config)
   state = search.initial_state(tiny_config)
   for event in read_events(workdir):
+    (offspring,) = state.ask()
     key = search.random_key(1, event['evaluation'], search.Purpose.MUTATION)
-    child = evolution.ask(key, state.evolution)
+    child = offspring.genotype
+    assert child == evolution.ask(key, state.evolution)
     recorded = Genotype.from_json(event)
     assert recorded == child
     assert [block.lineage for block in recorded.blocks] == [

@@ -1,0 +1,145 @@
+"""The variables that a child starts training from: fresh, or of one parent or two.
+
+It measures on the trainer's images what the pure functions of `inheritance`, `net2net`
+and `crossover` need.
+"""
+
+from collections.abc import Sequence
+import itertools
+from typing import Any
+
+import jax
+from ml_collections import config_dict
+import numpy as np
+
+from lamarck_jax import crossover, inheritance, model, moments
+from lamarck_jax.crossover import Cut, Parent
+from lamarck_jax.genotype import Genotype
+from lamarck_jax.model import Variables
+from lamarck_jax.population import Offspring
+from lamarck_jax.training import Trainer
+
+# On how many examples crossover measures: one batch of the paper, and where there is
+# one pixel for each of them, 16 for each of the 256 channels at most.
+EXAMPLES = 512
+POOLED_EXAMPLES = 4096
+
+
+def initial_variables(
+  key: jax.Array,
+  offspring: Offspring,
+  parent_variables: Sequence[Variables],
+  trainer: Trainer,
+  config: config_dict.ConfigDict,
+) -> tuple[Variables, float | None]:
+  """Returns a child's variables before training.
+
+  Args:
+    key: Draws the fresh leaves.
+    offspring: The child.
+    parent_variables: The trained variables of each of its parents.
+    trainer: Has the images that the parents' activations are measured on.
+    config: The search's.
+
+  Returns:
+    The variables, and R^2 of the fit at the seam of a stitched child.
+  """
+  child = offspring.genotype
+  parents = [
+    Parent(parent.genotype, variables)
+    for parent, variables in zip(offspring.parents, parent_variables, strict=True)
+  ]
+  if not parents:
+    return _fresh(key, child, trainer), None
+  if offspring.cut is None:
+    return _from_one(key, parents[0], child, trainer, config), None
+  mode = config.population.crossover_inheritance
+  if 'none' in (mode, config.inheritance):
+    return _fresh(key, child, trainer), None
+  first, second = parents
+  r2 = None
+  if mode == 'leaf_rule':
+    variables = crossover.leaf_rule(key, first, second, offspring.cut)
+  else:
+    variables, r2 = stitched(first, second, offspring.cut, trainer)
+  shrink = config.inheritance_shrink
+  return inheritance.shrink_and_perturb(key, variables, shrink), r2
+
+
+def stitched(
+  first: Parent, second: Parent, cut: Cut, trainer: Trainer
+) -> tuple[dict[str, Any], float]:
+  """Returns the stitched child's variables, and R^2 of the fit at its seam.
+
+  The fit and the statistics behind the seam are measured on the first training images.
+  """
+  pooled = cut.second == len(second.genotype)  # The classifier reads the seam.
+  # Moments like those of a block with the first's outputs in and the second's out.
+  seam = moments.measure(
+    [
+      _outputs(first, cut.first, trainer, pooled),
+      _outputs(second, cut.second, trainer, pooled),
+    ]
+  )
+  to_second, r2 = crossover.fit(*seam)
+  variables = crossover.stitch(first, second, cut, to_second)
+  child = crossover.child_at(first.genotype, second.genotype, cut)
+  variables = crossover.repair(
+    variables,
+    second,
+    cut,
+    _statistics(Parent(child, variables), trainer),
+    _statistics(second, trainer),
+  )
+  return variables, r2
+
+
+def _outputs(parent: Parent, depth: int, trainer: Trainer, pooled: bool) -> np.ndarray:
+  """Returns the outputs of a parent's block, [examples, height, width, channels].
+
+  What the classifier reads is one pixel, their mean, of more examples.
+  """
+  found = []
+  for step in _steps(trainer, POOLED_EXAMPLES if pooled else EXAMPLES):
+    activations = trainer.activations(*parent, step)
+    outputs = next(itertools.islice(activations, depth, None))
+    found.append(outputs.mean(axis=(1, 2), keepdims=True) if pooled else outputs)
+  return np.concatenate(found)
+
+
+def _statistics(parent: Parent, trainer: Trainer) -> dict[str, Any]:
+  """Returns the statistics of a network's convolutions, the mean over batches."""
+  steps = _steps(trainer, EXAMPLES)
+  found = [trainer.batch_statistics(*parent, step) for step in steps]
+  return jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *found)
+
+
+def _steps(trainer: Trainer, examples: int) -> range:
+  """Returns the batches of the training split with that number of examples."""
+  return range(min(-(-examples // trainer.batch_size), trainer.steps_per_epoch))
+
+
+def _fresh(key: jax.Array, child: Genotype, trainer: Trainer) -> Variables:
+  *_, channels = trainer.image_shape
+  return model.init_variables(key, child, channels, trainer.num_classes)
+
+
+def _from_one(
+  key: jax.Array,
+  parent: Parent,
+  child: Genotype,
+  trainer: Trainer,
+  config: config_dict.ConfigDict,
+) -> Variables:
+  """Returns the variables of a mutant by the search's mode of inheritance."""
+  return inheritance.inherit(
+    key,
+    *parent,
+    child,
+    config.inheritance,
+    # Measured only by the modes that need them.
+    parent_moments=lambda: moments.measure(trainer.activations(*parent)),
+    image_shape=trainer.image_shape[:2],
+    noise=config.inheritance_noise,
+    shrink=config.inheritance_shrink,
+  )

@@ -1,0 +1,282 @@
+"""A (mu + lambda) population with crossover as pure init, ask and tell.
+
+Beyond the paper, whose (1+1)-EA is in `evolution`; mutation and history are the same.
+`ask` gives all children of a generation that are still to be evaluated, and `tell`
+takes their fitnesses in that order::
+
+  state = init(space, budget_epochs=512, epochs_per_evaluation=4)
+  while not state.done:
+    child = ask(generation_key, state)[0]
+    state = tell(key, state, child.genotype, fitness(child))
+
+The children of a generation depend on the individuals at its beginning alone, not on
+one another's fitness. So they can be trained side by side, and a state in the middle of
+a generation asks for the same remaining children when it is given the same key.
+"""
+
+from collections.abc import Collection, Sequence
+import contextlib
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from lamarck_jax import crossover, mutation
+from lamarck_jax import genotype as genotype_lib
+from lamarck_jax.crossover import Cut
+from lamarck_jax.evolution import Individual
+from lamarck_jax.genotype import Genotype, SearchSpace
+from lamarck_jax.mutation import NotApplicable
+
+# How a child takes a place. 'worst': by strict improvement on the worst individual;
+# 'oldest': always, from the oldest one (Real et al., 2019, arXiv 1802.01548).
+REPLACEMENTS = ('worst', 'oldest')
+
+
+@dataclasses.dataclass(frozen=True)
+class Offspring:
+  """A network to evaluate, and where it comes from.
+
+  Attributes:
+    genotype: Its architecture.
+    parents: None for an initial network, one for a mutant, two for a crossover.
+    cut: Where the two parents were cut.
+    mate: The individual drawn for a crossover, even if no cut was possible and the
+      child is a mutant.
+  """
+
+  genotype: Genotype
+  parents: tuple[Individual, ...] = ()
+  cut: Cut | None = None
+  mate: Individual | None = None
+
+  @property
+  def operators(self) -> list[str]:
+    """The names of the operators that made it, see `mutation.describe`."""
+    if len(self.parents) == 1:
+      return mutation.describe(self.parents[0].genotype, self.genotype)
+    return ['crossover'] if self.parents else []
+
+
+@dataclasses.dataclass(frozen=True)
+class PopulationState:
+  """Everything the algorithm knows; immutable.
+
+  Attributes:
+    space: The search space.
+    budget_epochs: n, the training epochs after which the search ends.
+    epochs_per_evaluation: e, the training epochs of one fitness evaluation.
+    size: mu, the most individuals; until there are as many, every child becomes one.
+    children: lambda, the children of a generation.
+    tournament: A parent is the fittest of this number of draws with replacement.
+    crossover_rate: The probability that a child is made by crossover.
+    replacement: One of `REPLACEMENTS`.
+    parents: The individuals at the beginning of the generation, in order of evaluation.
+    survivors: Those after the children told so far; the next generation's parents.
+    generation: Index of the generation; the first one is the initial network alone.
+    told: Number of children of this generation that have been told.
+    best: The fittest individual so far, the earliest among equals.
+    history: All genotypes evaluated so far, failed ones included.
+    num_evaluations: Number of evaluations so far.
+    epochs_used: Training epochs so far; a failed evaluation uses e as well.
+    parent: None, since each child has parents of its own.
+    niche: None, since there are no niches.
+  """
+
+  space: SearchSpace
+  budget_epochs: int
+  epochs_per_evaluation: int
+  size: int
+  children: int
+  tournament: int
+  crossover_rate: float
+  replacement: str
+  parents: tuple[Individual, ...] = ()
+  survivors: tuple[Individual, ...] = ()
+  generation: int = 0
+  told: int = 0
+  best: Individual | None = None
+  history: frozenset[Genotype] = frozenset()
+  num_evaluations: int = 0
+  epochs_used: int = 0
+
+  parent: ClassVar[None] = None
+  niche: ClassVar[None] = None
+
+  @property
+  def done(self) -> bool:
+    """Whether the budget is used up, which ends a generation too."""
+    return self.epochs_used >= self.budget_epochs
+
+  @property
+  def num_children(self) -> int:
+    """The number of children of this generation, fewer where the budget ends."""
+    # All descend from one initial network, or they would have no block in common.
+    whole = self.children if self.parents else 1
+    left = self.budget_epochs - self.epochs_used
+    return min(whole, self.told + -(-left // self.epochs_per_evaluation))
+
+  def accepts(self, fitness: float) -> bool:
+    """Returns whether a child with this fitness would become an individual now."""
+    return (
+      self.replacement == 'oldest'
+      or len(self.survivors) < self.size
+      or fitness > min(individual.fitness for individual in self.survivors)
+    )
+
+
+def init(
+  space: SearchSpace,
+  *,
+  budget_epochs: int,
+  epochs_per_evaluation: int,
+  size: int = 8,
+  children: int = 4,
+  tournament: int = 2,
+  crossover_rate: float = 0.5,
+  replacement: str = 'worst',
+) -> PopulationState:
+  """Returns the state before the first evaluation; see `PopulationState`.
+
+  Raises:
+    ValueError: If a number is below 1, or there is no such replacement.
+  """
+  for name, value in (
+    ('budget_epochs', budget_epochs),
+    ('epochs_per_evaluation', epochs_per_evaluation),
+    ('size', size),
+    ('children', children),
+    ('tournament', tournament),
+  ):
+    if value < 1:
+      raise ValueError(f'{name}: got {value}, want at least 1')
+  if replacement not in REPLACEMENTS:
+    raise ValueError(
+      f'replacement: got {replacement!r}, want one of {", ".join(REPLACEMENTS)}'
+    )
+  return PopulationState(
+    space,
+    budget_epochs,
+    epochs_per_evaluation,
+    size,
+    children,
+    tournament,
+    crossover_rate,
+    replacement,
+  )
+
+
+def ask(key: jax.Array, state: PopulationState) -> tuple[Offspring, ...]:
+  """Returns the children of the generation that have not been told, in their order.
+
+  An initial network is the only child until one could be evaluated. Later children
+  have not been evaluated before, and no two of a generation are equal.
+
+  Args:
+    key: The same for all calls in a generation; each child folds in its place.
+  """
+  history = set(state.history)
+  offspring = []
+  for place in range(state.told, state.num_children):
+    child = _child(jax.random.fold_in(key, place), state, history)
+    history.add(child.genotype)
+    offspring.append(child)
+  return tuple(offspring)
+
+
+def _child(
+  key: jax.Array, state: PopulationState, history: Collection[Genotype]
+) -> Offspring:
+  """Returns one child that is not in the history."""
+  selection_key, crossover_key, key = jax.random.split(key, 3)
+  if not state.parents:
+    return Offspring(genotype_lib.random_genotype(key, state.space))
+  rng = genotype_lib.generator(selection_key)
+  first = _winner(rng, state.parents, state.tournament)
+  mate = None
+  others = [individual for individual in state.parents if individual is not first]
+  if others and rng.random() < state.crossover_rate:
+    mate = _winner(rng, others, state.tournament)
+    with contextlib.suppress(NotApplicable):
+      genotype, cut = crossover.crossover(
+        crossover_key, first.genotype, mate.genotype, state.space, history
+      )
+      return Offspring(genotype, (first, mate), cut, mate)
+  genotype = mutation.mutate(key, first.genotype, state.space, history)
+  return Offspring(genotype, (first,), mate=mate)
+
+
+def _winner(
+  rng: np.random.Generator, individuals: Sequence[Individual], tournament: int
+) -> Individual:
+  """Returns the fittest of some random individuals, the earliest among equals."""
+  drawn = np.sort(rng.integers(len(individuals), size=tournament))
+  return max((individuals[i] for i in drawn), key=lambda drawn: drawn.fitness)
+
+
+def tell(
+  key: jax.Array, state: PopulationState, child: Genotype, fitness: float | None
+) -> PopulationState:
+  """Returns the state after the evaluation of the next child.
+
+  To let each child take a place when it is told is the same as to choose the best of
+  mu + lambda at the end of the generation, the earlier ones among equals.
+
+  Args:
+    key: Not used: selection is not random.
+    state: The state that `ask` was called with.
+    child: The genotype of the first of the children that `ask` returned.
+    fitness: Its validation accuracy; None if it could not be evaluated. Such a child
+      never becomes an individual.
+  """
+  del key
+  survivors, best = state.survivors, state.best
+  if fitness is not None:
+    individual = Individual(child, fitness, state.num_evaluations)
+    if best is None or fitness > best.fitness:
+      best = individual
+    if state.accepts(fitness):
+      survivors = (*_with_a_place(state), individual)
+  told = state.told + 1
+  ended = told == state.num_children
+  return dataclasses.replace(
+    state,
+    parents=survivors if ended else state.parents,
+    survivors=survivors,
+    generation=state.generation + ended,
+    told=0 if ended else told,
+    best=best,
+    history=state.history | {child},
+    num_evaluations=state.num_evaluations + 1,
+    epochs_used=state.epochs_used + state.epochs_per_evaluation,
+  )
+
+
+def _with_a_place(state: PopulationState) -> tuple[Individual, ...]:
+  """Returns the survivors, without one of them if there is no place."""
+  if len(state.survivors) < state.size:
+    return state.survivors
+  if state.replacement == 'oldest':
+    return state.survivors[1:]
+  # The latest among equals.
+  worst = min(state.survivors, key=lambda one: (one.fitness, -one.evaluation))
+  return tuple(one for one in state.survivors if one is not worst)
+
+
+def event_fields(
+  state: PopulationState, offspring: Offspring, r2: float | None
+) -> dict[str, Any]:
+  """Returns what an event has beside the fields of the (1+1)-EA.
+
+  Args:
+    state: The state that asked for the child.
+    r2: Of the fit at the seam, if there was one.
+  """
+  mate, cut = offspring.mate, offspring.cut
+  return {
+    'generation': state.generation,
+    'parents': [parent.evaluation for parent in offspring.parents],
+    # A mate without a cut: the child is a mutation instead.
+    'crossover': mate and {'mate': mate.evaluation, 'cut': cut and list(cut), 'r2': r2},
+  }
