@@ -109,15 +109,18 @@ def of_run(path: pathlib.Path) -> tuple[Network, dict[str, Any]]:
     UserError: If the search is not finished, or a file is not what was written.
   """
   config = records.read_config(path)
+  if config['compute_dtype'] not in ('float32', 'bfloat16'):
+    raise UserError(
+      f'compute_dtype: got {config["compute_dtype"]!r} in {path / "config.json"}, want'
+      ' float32 or bfloat16'
+    )
   chosen = _chosen(path)
   directory = records.RunDirectory(path, config)
   genotype = chosen['genotype']
-  read = (
-    directory.read_completed_weights
-    if chosen['completed']
-    else (directory.read_weights)
-  )
-  variables = read(chosen['evaluation'])
+  if chosen['completed']:
+    variables = directory.read_completed_weights(chosen['evaluation'])
+  else:
+    variables = directory.read_weights(chosen['evaluation'])
   recorded = dataset_record.read(path)
   if recorded is None:
     _, recorded = dataset_record.load(config['dataset'], path)
@@ -144,9 +147,10 @@ def of_run(path: pathlib.Path) -> tuple[Network, dict[str, Any]]:
 
 
 def _chosen(path: pathlib.Path) -> dict[str, Any]:
-  """Returns genotype, evaluation, test accuracy of the network of the largest budget.
+  """Returns what the result says of the network of the largest budget.
 
-  `completed` says whether it was trained to completion.
+  Returns:
+    Its `genotype`, `evaluation` and `test_accuracy`, and whether it was `completed`.
   """
   result = records.read_result(path)
   if result is None:

@@ -83,10 +83,10 @@ def test_an_export_stopped_at_any_call_leaves_one_network_or_none(
       write(out, 'ant')
     count = 0
 
-    def killed(*args, call, **kwargs):
+    def killed(*args, call, last=number, **kwargs):
       nonlocal count
       count += 1
-      if count > number:
+      if count > last:
         raise KilledError
       return call(*args, **kwargs)
 

@@ -245,7 +245,7 @@ def check(path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
   stored = read_config(path)
   differing = config_lib.differing_fields(_as_json(config), stored)
   if 'dataset.name' in differing and dataset_record.may_be_same(
-    path, config['dataset']['name'], stored['dataset']['name']
+    path, config['dataset']['name'], str(stored['dataset']['name'])
   ):
     differing.remove('dataset.name')
   if differing:
