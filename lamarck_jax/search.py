@@ -17,11 +17,10 @@ from ml_collections import config_dict
 
 from lamarck_jax import completion, flops, initialisation, metrics, model, population
 from lamarck_jax import config as config_lib
-from lamarck_jax.data import datasets
 from lamarck_jax.data.augmentation import Augmentation
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
-from lamarck_jax.run_directory import history, lock, records
+from lamarck_jax.run_directory import dataset_record, history, lock, records
 from lamarck_jax.run_directory.progress import Progress, print_dataset
 from lamarck_jax.runtime import allocator, environment, jax_settings, paths, stopwatch
 from lamarck_jax.search_state import (
@@ -75,22 +74,24 @@ def run(
   """
   config_lib.validate(config)
   workdir = paths.local('workdir', workdir)
-  if records.read_result(workdir) is not None:
-    result = records.RunDirectory(workdir, config.to_dict()).read_result()
-    assert result is not None
+  records.check(workdir, config.to_dict())
+  if (result := records.read_result(workdir)) is not None:
+    dataset_record.check_finished(config.dataset, workdir)
     logging.info('%s holds a finished search', workdir)
     return result
-  records.check(workdir, config.to_dict())
+  dataset, dataset_of_run = dataset_record.load(config.dataset, workdir)
   trainer = Trainer(
-    datasets.load(**config.dataset),
+    dataset,
     batch_size=config.batch_size,
     compute_dtype=config.compute_dtype,
     augmentation=Augmentation(**config.augmentation),
     class_weights=config.class_weights,
   )
+  del dataset  # The device has it now.
   with contextlib.closing(trainer), lock.locked(workdir):
     directory = records.RunDirectory(workdir, config.to_dict())
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+    directory.write_dataset(dataset_of_run)
     directory.write_start(trainer.description, {'time': time, **environment.machine()})
     print_dataset(trainer.description)
     state = _search(config, directory, trainer, on_event)

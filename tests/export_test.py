@@ -86,10 +86,24 @@ def test_onnx_runtime_predicts_the_same(tmp_path, compute_dtype):
     probabilities = np.load(tmp_path / 'out' / 'probabilities.npy')
     np.testing.assert_allclose(probabilities, network(images[:number]), atol=tolerance)
   assert run_readme(tmp_path / 'out', images[0]).splitlines()[1] == '(1, 10)'
+  # The oldest runtime for this Python reads up to opset 19 and format version 9.
+  assert onnx_versions(tmp_path / 'out') == (15, 8)
+  export.export(tmp_path / 'run', tmp_path / 'out', onnx=True, onnx_opset=19)
+  assert onnx_versions(tmp_path / 'out') == (19, 9)
+  for opset in (14, 99):
+    with pytest.raises(UserError, match=f'onnx_opset: got {opset}, want 15 to'):
+      export.export(tmp_path / 'run', tmp_path / 'out', onnx=True, onnx_opset=opset)
+  assert onnx_versions(tmp_path / 'out') == (19, 9)
   # Exported again without, none is left that may be another network's.
   export.export(tmp_path / 'run', tmp_path / 'out')
   assert not (tmp_path / 'out' / 'network.onnx').exists()
   assert 'onnx' not in (tmp_path / 'out' / 'README.md').read_text()
+
+
+def onnx_versions(out) -> tuple[int, int]:
+  """Returns the versions of the operators and of the format of a file."""
+  content = pytest.importorskip('onnx').load(out / 'network.onnx')
+  return content.opset_import[0].version, content.ir_version
 
 
 def test_without_the_converter_the_extra_is_named(finished, tmp_path, monkeypatch):
@@ -97,6 +111,71 @@ def test_without_the_converter_the_extra_is_named(finished, tmp_path, monkeypatc
   monkeypatch.setitem(sys.modules, 'jax2onnx', None)
   with pytest.raises(UserError, match='pip install jax2onnx') as raised:
     export.export(workdir, tmp_path / 'out', onnx=True)
+  assert '\n' not in str(raised.value)
+  assert not (tmp_path / 'out').exists()
+
+
+def test_a_network_is_what_its_run_recorded_and_not_what_the_data_are_today(
+  finished, tmp_path, monkeypatch
+):
+  _, workdir, out = finished
+
+  def gone(**_fields):
+    raise AssertionError('the data were read')
+
+  monkeypatch.setattr(datasets, 'load', gone)
+  recorded = json.loads((workdir / 'dataset.json').read_text())
+  network = export.export(workdir, tmp_path / 'out')
+  assert list(network.class_names) == recorded['class_names']
+  assert list(network.mean) == recorded['mean']
+  assert list(network.std) == recorded['std']
+  assert network == lamarck_jax.load(out) == lamarck_jax.load(tmp_path / 'out')
+
+
+def test_of_an_older_run_the_data_are_read_if_they_have_the_classes_that_it_knows(
+  finished, tmp_path
+):
+  _, workdir, out = finished
+  shutil.copytree(workdir, tmp_path / 'run')
+  (tmp_path / 'run' / 'dataset.json').unlink()
+  network = lamarck_jax.load(tmp_path / 'run')
+  assert network.mean == lamarck_jax.load(out).mean
+  path = tmp_path / 'run' / 'environment.json'
+  environment = json.loads(path.read_text())
+  environment['dataset']['class_names'][3] = 'three'
+  path.write_text(json.dumps(environment))
+  with pytest.raises(UserError, match="class '3' added, class 'three' missing"):
+    lamarck_jax.load(tmp_path / 'run')
+
+
+def test_an_older_export_without_digests_loads(finished, tmp_path):
+  _, _, out = finished
+  shutil.copytree(out, tmp_path / 'out')
+  path = tmp_path / 'out' / 'network.json'
+  content = json.loads(path.read_text())
+  del content['sha256'], content['files']
+  path.write_text(json.dumps({**content, 'format_version': 1}))
+  assert lamarck_jax.load(tmp_path / 'out') == lamarck_jax.load(out)
+  # Nothing but the program's shapes tells that a description is another network's.
+  for field, value in (
+    ('class_names', ['a', 'b']),
+    ('image_shape', [9, 8, 1]),
+  ):
+    path.write_text(json.dumps({**content, 'format_version': 1, field: value}))
+    with pytest.raises(UserError, match='inputs and outputs') as raised:
+      lamarck_jax.load(tmp_path / 'out')
+    assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  'content', ['{}', '[]', '', '{"checkpoints": [], "best": {"genotype": "x"}}']
+)
+def test_a_result_of_the_wrong_form_is_named(finished, tmp_path, content):
+  _, workdir, _ = finished
+  shutil.copytree(workdir, tmp_path / 'run')
+  (tmp_path / 'run' / 'result.json').write_text(content)
+  with pytest.raises(UserError, match=r'result\.json') as raised:
+    export.export(tmp_path / 'run', tmp_path / 'out')
   assert '\n' not in str(raised.value)
   assert not (tmp_path / 'out').exists()
 

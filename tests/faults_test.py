@@ -157,8 +157,11 @@ def test_a_search_with_damaged_weights_repeats_evaluations_to_the_same_result(
     )
     directory = records.RunDirectory(workdir, tiny_config.to_dict())
     directory.write_weights(int(path.stem), other)
+  damaged = path.read_bytes() if path.exists() else None
   search.run(tiny_config, workdir)
   assert 'going back from evaluation 7' in caplog.text
+  kept = workdir / 'cut-1' / 'weights' / path.name
+  assert (kept.read_bytes() if kept.exists() else None) == damaged
   assert read_events(workdir) == read_events(undisturbed(tiny_config)[0])
 
 

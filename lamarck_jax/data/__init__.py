@@ -13,5 +13,6 @@ images or an archive format:
   tfds_preparation  downloads and prepares the data sets of the paper
   archives          the archive formats of MNIST and CIFAR
   decoding          decodes and resizes images with Pillow
+  fingerprint       what tells whether two data sets are the same
   array_cache       keeps the decoded arrays of a prepared data set
 """

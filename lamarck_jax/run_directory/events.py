@@ -51,13 +51,12 @@ def recover(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def keep_first(path: pathlib.Path, count: int) -> None:
-  """Removes all events but the first `count`; `events.jsonl.cut` keeps all of them.
+  """Removes all events but the first `count`.
 
   Raises:
     StorageError: If it cannot be written.
   """
   lines = durable.read_bytes(path).splitlines(keepends=True)
-  durable.write(path.with_name(f'{path.name}.cut'), b''.join(lines))
   durable.write(path, b''.join(lines[:count]))
 
 

@@ -38,7 +38,9 @@ def restore(
   """Reads how far a search has come, and removes weights that are not needed any more.
 
   Where weights that are needed are damaged, the search goes back to the last event for
-  which they are not, and repeats what followed.
+  which they are not, and repeats what followed. What is cut away is kept in a folder of
+  its own. The data set is the run's, see `dataset_record`, so weights of other shapes
+  are damaged as well.
 
   Args:
     directory: The run directory.
@@ -69,10 +71,14 @@ def restore(
     except (DamagedError, ValueError) as error:
       damage = damage or str(error)
   if damage:
+    folder = directory.cut_back(count)
     logging.warning(
-      '%s; going back from evaluation %d to %d', damage, len(events), count
+      '%s; going back from evaluation %d to %d; %s keeps what was there',
+      damage,
+      len(events),
+      count,
+      folder,
     )
-    directory.keep_events(count)
   state = states[count]
   directory.keep_weights(state.needed)
   if count:

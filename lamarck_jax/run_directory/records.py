@@ -4,23 +4,34 @@
   events.jsonl      one JSON object per evaluation, append-only; the single truth
   weights/          safetensors, only of individuals that are still needed
   completed/        one JSON object per individual trained to completion
+  dataset.json      the data set, with a fingerprint that every start compares
   environment.json  the data set, and the machine of each start of the search
   result.json       the outcome, once there is one
 
 Weights are on disk before the event that names them. Every file but events.jsonl is
-replaced as a whole. Reading a directory runs no code from it: there is JSON and
-safetensors alone.
+replaced as a whole. What is cut away after damage is kept in a folder cut-1, cut-2, ...
+Files of other names are left alone. Reading a directory runs no code from it: there is
+JSON and safetensors alone.
 """
 
 from collections.abc import Collection, Mapping
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 from lamarck_jax import config as config_lib
 from lamarck_jax.errors import DamagedError, UserError
-from lamarck_jax.run_directory import durable, events, lock, weights
+from lamarck_jax.run_directory import (
+  dataset_record,
+  durable,
+  events,
+  lock,
+  set_aside,
+  weights,
+)
+from lamarck_jax.run_directory.dataset_record import DatasetRecord
 
 FORMAT_VERSION = 2
 
@@ -74,9 +85,23 @@ class RunDirectory:
     """Appends an event; it is on disk when this returns."""
     events.append(self._events, event)
 
-  def keep_events(self, count: int) -> None:
-    """Removes all events but the first `count`; `events.jsonl.cut` keeps all."""
+  def cut_back(self, count: int) -> pathlib.Path:
+    """Removes all events but the first `count`, and what belongs to the others.
+
+    Returns:
+      A new folder, with `events.jsonl` as it was, and with the weights and outcomes of
+      the evaluations that have been removed.
+    """
+    folder = set_aside.new_folder(self.path, 'cut')
+    durable.write(folder / self._events.name, durable.read_bytes(self._events))
+    for kept in (self._weights, self._completed):
+      for path in list(kept.iterdir()):
+        evaluation = _evaluation_of(path.name)
+        if evaluation is not None and evaluation >= count:
+          set_aside.move(path, folder / kept.name)
+    # Last, since it makes the weights above ones that `keep_weights` removes.
     events.keep_first(self._events, count)
+    return folder
 
   def write_weights(self, evaluation: int, variables: Mapping[str, Any]) -> None:
     """Writes the variables of an individual, named by its evaluation."""
@@ -93,11 +118,11 @@ class RunDirectory:
   def keep_weights(self, evaluations: Collection[int]) -> None:
     """Removes the weights of all individuals but these, and what crashes have left.
 
-    Weights of completions are kept.
+    Weights of completions are kept, and so is every file of another name.
     """
     with durable.storing(self._weights):
       for path in self._weights.iterdir():
-        if not self._is_needed(path.name, evaluations):
+        if not self._is_needed(path.name, evaluations) and not path.is_dir():
           path.unlink()
 
   def write_completing(self, evaluation: int, state: Mapping[str, Any]) -> None:
@@ -138,6 +163,18 @@ class RunDirectory:
     """
     return weights.read(self._weights_path(evaluation, 'completed'))
 
+  def write_dataset(self, record: DatasetRecord) -> None:
+    """Records the data set at the first start; checks it at later ones.
+
+    Raises:
+      UserError: If the run was started with another.
+    """
+    recorded = dataset_record.read(self.path)
+    if recorded is None:
+      dataset_record.write(self.path, record)
+    else:
+      dataset_record.check(self.path, recorded, record)
+
   def write_start(self, dataset: Mapping[str, Any], start: Mapping[str, Any]) -> None:
     """Records a start of the search.
 
@@ -145,9 +182,12 @@ class RunDirectory:
       dataset: Description of the data set, as `Dataset.description` has it.
       start: Time, machine and versions.
     """
-    starts = read_environment(self.path).get('starts', [])
+    path = self.path / 'environment.json'
+    starts = _read_environment(self.path).get('starts', [])
+    if path.exists() and not starts:
+      set_aside.file(path)  # It is damaged, and may still tell a person something.
     content = {'dataset': dict(dataset), 'starts': [*starts, dict(start)]}
-    durable.write_json(self.path / 'environment.json', content)
+    durable.write_json(path, content)
 
   def write_result(self, result: Mapping[str, Any]) -> None:
     """Writes the outcome of the search."""
@@ -169,7 +209,7 @@ class RunDirectory:
     """Returns whether a file of the folder of weights is still needed."""
     match weights.parse_file_name(name):
       case None:
-        return False  # A temporary file that a crash has left.
+        return not _is_temporary(name)  # A crash can leave a temporary file.
       case evaluation, 'search':
         return evaluation in evaluations
       case evaluation, 'completing':
@@ -202,7 +242,12 @@ def check(path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
       return
   except OSError as error:
     raise _unusable(path, error) from error
-  differing = config_lib.differing_fields(_as_json(config), read_config(path))
+  stored = read_config(path)
+  differing = config_lib.differing_fields(_as_json(config), stored)
+  if 'dataset.name' in differing and dataset_record.may_be_same(
+    path, config['dataset']['name'], str(stored['dataset']['name'])
+  ):
+    differing.remove('dataset.name')
   if differing:
     raise UserError(
       f'workdir: got {path}, want another directory: the config of its run differs in'
@@ -242,10 +287,12 @@ def read_environment(path: str | os.PathLike[str]) -> dict[str, Any]:
   Args:
     path: The run directory.
   """
+  environment = _read_environment(path)
   try:
-    return durable.read_json(pathlib.Path(path) / 'environment.json') or {}
+    recorded = dataset_record.read(path)
   except DamagedError:
-    return {}  # No result depends on it.
+    recorded = None  # A start of the search says so.
+  return {**environment, 'dataset': recorded.description} if recorded else environment
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -272,6 +319,35 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
   raise UserError(
     f'workdir: got {config_path}, want a configuration of format version'
     f' {FORMAT_VERSION}'
+  )
+
+
+def _read_environment(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Returns environment.json; empty if it is damaged, since no result depends on it."""
+  try:
+    content = durable.read_json(pathlib.Path(path) / 'environment.json')
+  except DamagedError:
+    return {}
+  match content:
+    case {'dataset': dict(dataset), 'starts': list(starts)}:
+      return {'dataset': dataset, 'starts': starts}
+  return {}
+
+
+def _evaluation_of(name: str) -> int | None:
+  """Returns the evaluation that a file of weights or of an outcome is of."""
+  if parsed := weights.parse_file_name(name):
+    return parsed[0]
+  match = re.fullmatch(r'(\d{6,})\.json', name)
+  return int(match[1]) if match else None
+
+
+def _is_temporary(name: str) -> bool:
+  """Returns whether a name is that of a temporary file of weights."""
+  written = name.removeprefix('.').removesuffix('.tmp')
+  return (
+    weights.parse_file_name(written) is not None
+    and durable.temporary_path(pathlib.Path(written)).name == name
   )
 
 

@@ -15,7 +15,7 @@ from absl import logging
 
 from lamarck_jax import config as config_lib
 from lamarck_jax.errors import DamagedError, UserError
-from lamarck_jax.run_directory import durable
+from lamarck_jax.run_directory import durable, set_aside
 from lamarck_jax.study import checked_files
 
 FORMAT_VERSION = 1
@@ -275,10 +275,28 @@ def _read_run(path: pathlib.Path, seed: int) -> Run | None:
 
 
 def write(study: Study, path: str | os.PathLike[str]) -> None:
-  """Writes results.json, with a line per run so that versions can be compared."""
+  """Writes results.json, with a line per run so that versions can be compared.
+
+  One with runs that the study has no more, whose directories are gone, is renamed.
+  """
+  path = pathlib.Path(path)
+  if path.exists() and _has_other_runs(path, study):
+    set_aside.file(path)
   content = {'format_version': FORMAT_VERSION, **dataclasses.asdict(study)}
   text = json.dumps(content).replace('{"seed"', '\n{"seed"')
-  _write(pathlib.Path(path), text)
+  _write(path, text)
+
+
+def _has_other_runs(path: pathlib.Path, study: Study) -> bool:
+  try:
+    before = load(path)
+  except UserError:
+    return True  # It cannot be read, so nothing says what is in it.
+  known, found = (
+    {(setting.name, run.seed) for setting in part.settings for run in setting.runs}
+    for part in (study, before)
+  )
+  return not found <= known
 
 
 def load(path: str | os.PathLike[str]) -> Study:

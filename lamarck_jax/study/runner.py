@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lamarck_jax import config as config_lib
 from lamarck_jax.errors import UserError
-from lamarck_jax.run_directory import lock, records
+from lamarck_jax.run_directory import dataset_record, lock, records
 from lamarck_jax.study import checked_files
 from lamarck_jax.study.executors import Executor, Outcome, Task
 
@@ -40,7 +40,13 @@ def run(
   Returns:
     Why runs failed, for those that did.
   """
-  waiting = [task for task in tasks if not task.finished]
+  # A search that has finished with data of another path compares them with these.
+  waiting = [
+    task
+    for task in tasks
+    if not task.finished
+    or dataset_record.needs_check(task.config.dataset, task.workdir)
+  ]
   running: dict[Outcome, Task] = {}
   failures: dict[Task, str] = {}
   deaths: dict[Task, tuple[int, int]] = {}  # Epochs used by then, deaths since.
@@ -112,7 +118,6 @@ def make_tasks(
   """
   if not settings:
     raise UserError('settings: got none, want names such as lamarckian,baseline_1')
-  # A worker on another node has another current directory.
   root = pathlib.Path(workdir).absolute()
   variants = [Variant.parse(text) for text in settings]
   configs = {}
@@ -129,6 +134,8 @@ def make_tasks(
       config.setting = setting
       config.seed += index
       config_lib.validate(config)
+      # A worker of another node has another current directory.
+      config.dataset.update(dataset_record.with_absolute_paths(config.dataset))
       path = root / setting / f'seed{config.seed}'
       log = root / 'logs' / f'{setting}-seed{config.seed}.log'
       tasks.append(Task(setting, config.seed, config, path, log, xla_cache_dir))

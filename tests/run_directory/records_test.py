@@ -175,6 +175,75 @@ def test_a_result_is_read_as_it_was_written(directory):
 
 
 # ------------------------------------------------------------------------------
+# What is kept
+# ------------------------------------------------------------------------------
+
+
+def test_files_of_other_names_are_left_alone(directory):
+  directory.write_weights(0, make_variables())
+  for folder in ('weights', 'completed'):
+    (directory.path / folder / '.ipynb_checkpoints').mkdir()
+    (directory.path / folder / '.ipynb_checkpoints' / 'a').write_text('mine')
+    for name in ('notes.txt', '.notes.tmp', 'best.safetensors'):
+      (directory.path / folder / name).write_text('mine')
+  (directory.path / 'weights' / '000009.safetensors').mkdir()
+  directory.append_event(EVENTS[0])
+  directory.keep_weights([])
+  directory.cut_back(0)
+  for folder in ('weights', 'completed'):
+    left = [file for file in (directory.path / folder).rglob('*') if file.is_file()]
+    assert len(left) == 4
+    assert {file.read_text() for file in left} == {'mine'}
+
+
+def test_what_is_cut_away_is_kept_under_a_name_of_its_own_each_time(directory):
+  for number, event in enumerate(EVENTS):
+    directory.write_weights(number, make_variables(number))
+    directory.write_completed(number, {'evaluation': number}, make_variables(9))
+    directory.append_event(event)
+  events = (directory.path / 'events.jsonl').read_bytes()
+  assert directory.cut_back(1).name == 'cut-1'
+  assert directory.read_events() == EVENTS[:1]
+  assert directory.read_completed(1) is None
+  assert_same_bits(directory.read_weights(0), make_variables(0))
+  directory.write_weights(1, make_variables(5))
+  directory.append_event(EVENTS[1])
+  assert directory.cut_back(0).name == 'cut-2'
+  # Each folder is what a run directory has, so files can be moved back.
+  first = directory.path / 'cut-1'
+  assert (first / 'events.jsonl').read_bytes() == events
+  (directory.path / 'cut-2' / 'config.json').write_bytes(
+    (directory.path / 'config.json').read_bytes()
+  )
+  second = records.RunDirectory(directory.path / 'cut-2', make_config())
+  assert second.read_events() == EVENTS[:2]
+  assert_same_bits(second.read_weights(1), make_variables(5))
+  assert second.read_completed(0) == {'evaluation': 0}
+  names = sorted(str(file.relative_to(first)) for file in first.rglob('*.*'))
+  assert names == [
+    'completed/000001.json',
+    'completed/000002.json',
+    'events.jsonl',
+    'weights/000001.safetensors',
+    'weights/000002.safetensors',
+    'weights/completed_000001.safetensors',
+    'weights/completed_000002.safetensors',
+  ]
+
+
+def test_a_damaged_environment_is_kept_beside_the_new_one(directory):
+  path = directory.path / 'environment.json'
+  directory.write_start({'class_names': ['a']}, {'cores': 1})
+  directory.write_start({'class_names': ['a']}, {'cores': 2})
+  assert [start['cores'] for start in records.read_environment(path.parent)['starts']]
+  for number, damaged in enumerate(('{', '{"starts": 3}'), 1):
+    path.write_text(damaged)
+    directory.write_start({'class_names': ['a']}, {'cores': 3})
+    assert path.with_name(f'environment.json.old-{number}').read_text() == damaged
+    assert records.read_environment(path.parent)['starts'] == [{'cores': 3}]
+
+
+# ------------------------------------------------------------------------------
 # Untrusted files
 # ------------------------------------------------------------------------------
 

@@ -91,3 +91,18 @@ def test_a_damaged_plan_is_refused(tmp_path, content):
     results.load(tmp_path)
   with pytest.raises(UserError, match='want the plan of a study'):
     results.write_plan(tmp_path, [('a', 0)])
+
+
+def test_results_of_runs_that_are_gone_are_kept_under_another_name(study, tmp_path):
+  path = tmp_path / 'results.json'
+  results.write(study, path)
+  results.write(study, path)
+  assert [file.name for file in tmp_path.iterdir()] == ['results.json']
+  before = path.read_bytes()
+  fewer = dataclasses.replace(study, settings=study.settings[:1])
+  results.write(fewer, path)
+  assert results.load(path) == fewer
+  assert (tmp_path / 'results.json.old-1').read_bytes() == before
+  path.write_text('damaged')
+  results.write(study, path)
+  assert (tmp_path / 'results.json.old-2').read_text() == 'damaged'

@@ -1,13 +1,17 @@
+import concurrent.futures
 import contextlib
 import json
 import os
 import pathlib
 import signal
 import threading
+from typing import Any
 
+import numpy as np
 import pytest
 
 from lamarck_jax.errors import UserError
+from lamarck_jax.run_directory import dataset_record, records
 from lamarck_jax.study import executors, results, runner
 from tests.study.conftest import ROOT, make_tasks
 
@@ -229,6 +233,51 @@ def test_overrides_apply_to_every_setting_and_seeds_count_up(tmp_path):
   assert [task.config.inheritance for task in tasks[:2]] == ['lamarckian', 'none']
   assert {task.config.budget_epochs for task in tasks} == {6}
   assert [task.config.seed for task in tasks] == [5, 5, 6, 6]
+
+
+class Recorder:
+  """An executor that notes the runs that it gets."""
+
+  num_workers = 1
+
+  def __init__(self) -> None:
+    self.names: list[str] = []
+
+  def submit(self, task: executors.Task) -> executors.Outcome:
+    self.names.append(task.name)
+    future: executors.Outcome = concurrent.futures.Future()
+    future.set_result(None)
+    return future
+
+  def close(self) -> None:
+    pass
+
+
+def test_own_images_lie_at_one_place_for_all_workers_and_are_compared_if_moved(
+  tmp_path, monkeypatch
+):
+  """A worker may have another current directory, and a finished run is not read."""
+  monkeypatch.chdir(tmp_path)
+  labels = np.arange(60) % 3
+  np.savez('a.npz', x_train=np.zeros((60, 8, 8), np.uint8), y_train=labels)
+  (tmp_path / 'b.npz').write_bytes((tmp_path / 'a.npz').read_bytes())
+
+  def make(name: str) -> list[executors.Task]:
+    overrides = {'dataset.name': f'npz:{name}', 'dataset.num_train': 32}
+    config = str(ROOT / 'configs' / 'digits.py')
+    overrides |= {'dataset.num_validation': 9, 'batch_size': 32}
+    return runner.make_tasks(config, overrides, ['lamarckian'], 1, tmp_path / 'study')
+
+  (task,) = make('a.npz')
+  assert task.config.dataset.name == f'npz:{tmp_path}/a.npz'
+  _, record = dataset_record.load(task.config.dataset, task.workdir)
+  directory = records.RunDirectory(task.workdir, task.config.to_dict())
+  directory.write_dataset(record)
+  directory.write_result({'best': {}})
+  for name, submitted in (('./a.npz', []), ('b.npz', ['lamarckian/seed0'])):
+    recorder: Any = Recorder()
+    assert runner.run(make(name), recorder) == {}
+    assert recorder.names == submitted
 
 
 def test_a_variant_is_a_setting_with_values_of_its_own(tmp_path):
