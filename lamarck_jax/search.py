@@ -90,8 +90,8 @@ def run(
     compute_dtype=config.compute_dtype,
     augmentation=Augmentation(**config.augmentation),
   )
-  with contextlib.closing(trainer), lock.locked(workdir):
-    directory = records.RunDirectory(workdir, config.to_dict())
+  with contextlib.closing(trainer), lock.locked(workdir) as folder:
+    directory = records.RunDirectory(workdir, config.to_dict(), folder)
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     directory.write_start(trainer.description, {'time': time, **environment.machine()})
     print_dataset(trainer.description)
