@@ -5,7 +5,8 @@
   history         what the events lead to: the state of a search, and its result
   weights         trees of arrays as safetensors files, and the names of these files
   training_state  an interrupted completion as arrays
-  lock            keeps a directory to one process
+  digests         what binds the files of a run to one another
+  lock            keeps a directory to one process, and stops one that has lost it
   durable         writes that survive a crash; every writer of the project uses them
   progress        what a search prints while it runs
 

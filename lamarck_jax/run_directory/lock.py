@@ -93,6 +93,7 @@ class _Lock:
 
   def __init__(self, folder: durable.Folder, descriptor: int, content: bytes):
     self._folder, self._descriptor, self._content = folder, descriptor, content
+    self._place = os.path.abspath(folder.path)
     self._released = threading.Event()
     self._heart = threading.Thread(target=self._beat, daemon=True, name='heartbeat')
     self._heart.start()
@@ -126,7 +127,7 @@ class _Lock:
     """Returns how the lock was lost, or None."""
     own = os.fstat(self._folder.descriptor)
     try:
-      if not os.path.samestat(os.stat(self._folder.path), own):
+      if not os.path.samestat(os.stat(self._place), own):
         return 'replaced by another folder'
     except FileNotFoundError:
       if not own.st_nlink:
