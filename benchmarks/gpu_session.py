@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from lamarck_jax.run_directory import events as events_lib
+from lamarck_jax.run_directory import records
 from lamarck_jax.runtime import devices, environment
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -131,7 +131,8 @@ class Session:
 
   def events(self, name: str) -> list[dict[str, Any]]:
     """Returns the events of a search so far."""
-    return events_lib.read(self.work / name / 'events.jsonl')
+    path = self.work / name
+    return records.read_events(path) if (path / 'config.json').exists() else []
 
 
 def describe_machine() -> dict[str, Any]:

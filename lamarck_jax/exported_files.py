@@ -101,7 +101,7 @@ def write(
   staging = out / _STAGING
   with durable.storing(out):
     if (out / README).exists() and _is_edited(out, digests[README]):
-      set_aside.file(out / README)
+      set_aside.file(durable.Folder.open(out), README)
     # An export that was interrupted has left it.
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(exist_ok=True)

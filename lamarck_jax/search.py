@@ -88,8 +88,8 @@ def run(
     class_weights=config.class_weights,
   )
   del dataset  # The device has it now.
-  with contextlib.closing(trainer), lock.locked(workdir):
-    directory = records.RunDirectory(workdir, config.to_dict())
+  with contextlib.closing(trainer), lock.locked(workdir) as folder:
+    directory = records.RunDirectory(workdir, config.to_dict(), folder)
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     directory.write_dataset(dataset_of_run)
     directory.write_start(trainer.description, {'time': time, **environment.machine()})

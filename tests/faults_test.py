@@ -133,7 +133,9 @@ def test_a_device_that_has_failed_ends_the_search(tiny_config, tmp_path, monkeyp
 # ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('how', ['flipped', 'cut', 'gone', 'of another network'])
+@pytest.mark.parametrize(
+  'how', ['flipped', 'cut', 'gone', 'of another network', 'of another seed']
+)
 def test_a_search_with_damaged_weights_repeats_evaluations_to_the_same_result(
   tiny_config, tmp_path, undisturbed, how, caplog
 ):
@@ -149,14 +151,14 @@ def test_a_search_with_damaged_weights_repeats_evaluations_to_the_same_result(
   elif how == 'gone':
     path.unlink()
   else:
-    other = model.init_variables(
-      search.random_key(0, 0, search.Purpose.TRAINING),
-      Genotype.parse('4c5 4c5 4c5'),
-      1,
-      10,
-    )
+    number = int(path.stem)
+    genotype = Genotype.from_json(records.read_events(workdir)[number])
+    if how == 'of another network':
+      genotype = Genotype.parse('4c5 4c5 4c5')
+    key = search.random_key(0, 0, search.Purpose.TRAINING)
+    other = model.init_variables(key, genotype, 1, 10)
     directory = records.RunDirectory(workdir, tiny_config.to_dict())
-    directory.write_weights(int(path.stem), other)
+    directory.write_weights(number, other)
   damaged = path.read_bytes() if path.exists() else None
   search.run(tiny_config, workdir)
   assert 'going back from evaluation 7' in caplog.text
@@ -191,7 +193,7 @@ def test_a_search_on_a_full_disk_is_resumed_once_there_is_room(
 
 def test_a_directory_that_vanishes_is_not_said_to_be_kept(tiny_config, tmp_path):
   workdir = tmp_path / 'run'
-  with pytest.raises(StorageError, match=r'run moved or removed.* gone with it'):
+  with pytest.raises(StorageError, match=r'got .*run deleted, want'):
     search.run(tiny_config, workdir, lambda event: shutil.rmtree(workdir))
 
 
@@ -209,6 +211,14 @@ def test_a_run_directory_stored_in_the_repository_loads_and_resumes(tmp_path):
   expected = records.read_result(STORED)
   assert result['num_evaluations'] == expected['num_evaluations'] == 4
   assert result['best']['genotype'] == expected['best']['genotype']
+  # It keeps its version, which has no digests.
+  assert (
+    json.loads((tmp_path / 'run' / 'config.json').read_text())['format_version'] == 2
+  )
+  assert all(
+    event.keys() == read_events(STORED)[0].keys() | {'fitness_at_birth'}
+    for event in read_events(tmp_path / 'run')[3:]
+  )
 
 
 # ------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_search_records_every_evaluation_and_a_result(tiny_config, undisturbed):
   assert result['best']['fitness'] == best
   assert result['num_evaluations'] == 8
   assert result['flops'] == sum(event['flops'] for event in events)
-  assert json.loads((workdir / 'result.json').read_text()) == result
+  assert records.read_result(workdir) == result
 
 
 def test_no_architecture_is_evaluated_twice(tiny_config, undisturbed):

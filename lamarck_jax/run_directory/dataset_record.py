@@ -80,7 +80,7 @@ def read(workdir: str | os.PathLike[str]) -> DatasetRecord | None:
     ) from error
 
 
-def write(workdir: str | os.PathLike[str], record: DatasetRecord) -> None:
+def write(folder: durable.Folder, record: DatasetRecord) -> None:
   """Records the data set of a run, which has not been recorded yet.
 
   Raises:
@@ -95,7 +95,7 @@ def write(workdir: str | os.PathLike[str], record: DatasetRecord) -> None:
   # As JSON has it, with lists for tuples.
   content = json.loads(json.dumps(content))
   content['sha256'] = _digest(content)
-  durable.write_json(pathlib.Path(workdir, FILE_NAME), content)
+  folder.write_json(FILE_NAME, content)
 
 
 def load(
@@ -249,9 +249,12 @@ def _check_older(workdir: str | os.PathLike[str], found: DatasetRecord) -> None:
 
 def _trained_classes(workdir: pathlib.Path) -> int | None:
   """Returns the number of classes of a run's networks, or None if it has none yet."""
-  for path in sorted((workdir / 'weights').glob('*.safetensors')):
+  if not (workdir / 'weights').is_dir():
+    return None
+  folder = durable.Folder.open(workdir / 'weights')
+  for name in filter(weights.parse_file_name, folder.names()):
     with contextlib.suppress(DamagedError, LookupError, TypeError):
-      return len(weights.read(path)['params']['classifier']['dense']['bias'])
+      return len(weights.read(folder, name)['params']['classifier']['dense']['bias'])
   return None
 
 

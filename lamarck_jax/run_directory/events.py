@@ -3,9 +3,13 @@
 The file is only appended to, and the state of a search is computed from it alone. A
 crash can damage nothing but the last line, whose evaluation is then repeated; damage to
 an earlier line is an error.
+
+A line has the fields of an event and, around them, what binds it to other files: the
+digests of its run's configuration and of its weights, see `digests`.
 """
 
 from collections.abc import Mapping
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -13,51 +17,116 @@ import zlib
 
 from lamarck_jax.errors import DamagedError
 from lamarck_jax.genotype import Genotype
-from lamarck_jax.run_directory import durable
+from lamarck_jax.run_directory import digests, durable
+
+FILE_NAME = 'events.jsonl'
 
 
-def append(path: pathlib.Path, event: Mapping[str, Any]) -> None:
-  """Appends an event; it is on disk when this returns.
+class EventFile:
+  """The events of a run, for the process that writes them.
 
-  Raises:
-    StorageError: If it cannot be written.
+  Attributes:
+    weights: The digests of the weights that events name, by evaluation; of the events
+      that were read or appended.
   """
-  line = json.dumps({**event, 'crc32': _checksum(event)})
-  durable.append(path, line.encode() + b'\n')
+
+  def __init__(self, folder: durable.Folder, run: str | None, *, owned: bool = False):
+    """Neither reads nor writes.
+
+    Args:
+      folder: The run directory.
+      run: The digest of the run's configuration; None for a run without digests.
+      owned: Whether this process holds the lock of the run directory. It then takes
+        the file over when it first reads it, and stops once another has changed it.
+    """
+    self.weights: dict[int, str] = {}
+    self._folder, self._run, self._owned = folder, run, owned
+
+  def recover(self) -> list[dict[str, Any]]:
+    """Returns the events, and removes a torn or damaged last line.
+
+    Raises:
+      DamagedError: If an earlier line is damaged, or belongs to another run.
+      StorageError: If the line cannot be removed.
+    """
+    is_first = FILE_NAME not in self._folder.left
+    if self._owned:
+      self._folder.check()
+    found = self._folder.identity(FILE_NAME)
+    content = self._folder.read_bytes(FILE_NAME) if found else b''
+    parsed = _parse(self._folder.path / FILE_NAME, content, self._run)
+    self._folder.left[FILE_NAME] = found
+    whole = content[: parsed.num_bytes]
+    if found and (whole != content or (self._owned and is_first)):
+      # A new file, even if of equal content: a process that has lost the lock, and is
+      # about to append, appends to the old one, which has no name any more.
+      self._folder.write(FILE_NAME, whole)
+    self.weights = parsed.weights
+    return parsed.events
+
+  def append(self, event: Mapping[str, Any], weights: str | None = None) -> None:
+    """Appends an event; it is on disk when this returns.
+
+    Args:
+      event: The event.
+      weights: The digest of its weights if they are kept.
+
+    Raises:
+      StorageError: If it cannot be written, or another process has changed the file.
+    """
+    if FILE_NAME not in self._folder.left:
+      self.recover()
+    line = dict(event)
+    if self._run is not None:
+      line |= {digests.CONFIG: self._run, digests.WEIGHTS: weights}
+    line['crc32'] = _checksum(line)
+    self._folder.append(FILE_NAME, json.dumps(line).encode() + b'\n')
+    if weights is not None:
+      self.weights[event['evaluation']] = weights
+
+  def keep_first(self, count: int) -> None:
+    """Removes all events but the first `count`.
+
+    Raises:
+      StorageError: If it cannot be written.
+    """
+    lines = self._folder.read_bytes(FILE_NAME).splitlines(keepends=True)
+    self._folder.write(FILE_NAME, b''.join(lines[:count]))
+    self.weights = {n: digest for n, digest in self.weights.items() if n < count}
 
 
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the events of a file, oldest first, without a torn or damaged last line.
+def read(folder: durable.Folder, run: str | None) -> 'Parsed':
+  """Returns the events of a file without a torn or damaged last line.
 
   Another process may be appending to it.
 
-  Raises:
-    DamagedError: If an earlier line is damaged.
-  """
-  return _parse(path)[0]
-
-
-def recover(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the events of a file, and removes a torn or damaged last line from it.
+  Args:
+    folder: The run directory.
+    run: The digest of the run's configuration; None for a run without digests.
 
   Raises:
-    DamagedError: If an earlier line is damaged.
-    StorageError: If the line cannot be removed.
+    DamagedError: If an earlier line is damaged, or belongs to another run.
   """
-  events, num_bytes = _parse(path)
-  if path.exists() and num_bytes < path.stat().st_size:
-    durable.truncate(path, num_bytes)
-  return events
+  is_there = folder.identity(FILE_NAME) is not None
+  content = folder.read_bytes(FILE_NAME) if is_there else b''
+  return _parse(folder.path / FILE_NAME, content, run)
 
 
-def keep_first(path: pathlib.Path, count: int) -> None:
-  """Removes all events but the first `count`.
+@dataclasses.dataclass
+class Parsed:
+  """The content of a file of events.
 
-  Raises:
-    StorageError: If it cannot be written.
+  Attributes:
+    events: The events, oldest first, as they were appended.
+    weights: The digests of the weights that they name, by evaluation.
+    digest: The digest of all lines; durations are left out.
+    num_bytes: The number of bytes that hold them.
   """
-  lines = durable.read_bytes(path).splitlines(keepends=True)
-  durable.write(path, b''.join(lines[:count]))
+
+  events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  weights: dict[int, str] = dataclasses.field(default_factory=dict)
+  digest: str = ''
+  num_bytes: int = 0
 
 
 def _checksum(event: Mapping[str, Any]) -> str:
@@ -66,25 +135,30 @@ def _checksum(event: Mapping[str, Any]) -> str:
   return f'{zlib.crc32(json.dumps(content).encode()):08x}'
 
 
-def _parse(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
-  """Returns the events of a file, and the number of bytes that hold them."""
-  if not path.exists():
-    return [], 0
+def _parse(path: pathlib.Path, content: bytes, run: str | None) -> Parsed:
   # After the last line break comes nothing, or a line that is still incomplete.
-  *lines, _ = durable.read_bytes(path).split(b'\n')
-  events: list[dict[str, Any]] = []
-  num_bytes = 0
+  *lines, _ = content.split(b'\n')
+  result, whole = Parsed(), []
   for number, line in enumerate(lines):
     try:
-      events.append(_parse_line(line, number))
+      event = _parse_line(line, number)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
       if number == len(lines) - 1:
         break  # A crash can leave a last line of zeros.
       raise DamagedError(
         f'events: got line {number + 1} of {path} damaged ({error}), want it as written'
       ) from error
-    num_bytes += len(line) + 1
-  return events, num_bytes
+    whole.append(dict(event))
+    if run is not None:
+      source = pathlib.Path(f'line {number + 1} of {path}')
+      digests.check(source, event, {digests.CONFIG: run})
+      del event[digests.CONFIG]
+      if isinstance(weights := event.pop(digests.WEIGHTS, None), str):
+        result.weights[number] = weights
+    result.events.append(event)
+    result.num_bytes += len(line) + 1
+  result.digest = digests.of_json(whole)
+  return result
 
 
 def _parse_line(line: bytes, number: int) -> dict[str, Any]:

@@ -9,31 +9,49 @@
   result.json       the outcome, once there is one
 
 Weights are on disk before the event that names them. Every file but events.jsonl is
-replaced as a whole. What is cut away after damage is kept in a folder cut-1, cut-2, ...
-Files of other names are left alone. Reading a directory runs no code from it: there is
-JSON and safetensors alone.
+replaced as a whole. Files have the digests of others that they belong to, see
+`digests`; they are checked when a file is read. What is cut away after damage is kept
+in a folder cut-1, cut-2, ... Files of other names are left alone. Reading a directory
+runs no code from it: there is JSON and safetensors alone.
 """
 
 from collections.abc import Collection, Mapping
-import json
 import os
 import pathlib
 import re
 from typing import Any
 
-from lamarck_jax import config as config_lib
-from lamarck_jax.errors import DamagedError, UserError
+from absl import logging
+
+from lamarck_jax.errors import DamagedError
 from lamarck_jax.run_directory import (
   dataset_record,
+  digests,
   durable,
   events,
-  lock,
+  reading,
   set_aside,
   weights,
 )
 from lamarck_jax.run_directory.dataset_record import DatasetRecord
+from lamarck_jax.run_directory.reading import (
+  FORMAT_VERSION,
+  check,
+  read_config,
+  read_environment,
+  read_events,
+  read_result,
+)
 
-FORMAT_VERSION = 2
+__all__ = [
+  'FORMAT_VERSION',
+  'RunDirectory',
+  'check',
+  'read_config',
+  'read_environment',
+  'read_events',
+  'read_result',
+]
 
 
 class RunDirectory:
@@ -43,33 +61,44 @@ class RunDirectory:
     path: The directory.
   """
 
-  def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any]):
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    folder: durable.Folder | None = None,
+  ):
     """Opens a run directory, or makes it.
 
     Args:
       path: The directory.
       config: The configuration as nested dictionaries.
+      folder: The directory as `lock.locked` yields it; without it nothing keeps other
+        processes from writing.
 
     Raises:
       UserError: If it holds a run with another configuration, or other files.
       StorageError: If it cannot be written.
     """
     self.path = pathlib.Path(path)
-    self._events = self.path / 'events.jsonl'
-    self._weights = self.path / 'weights'
-    self._completed = self.path / 'completed'
     check(path, config)
     try:
-      self.path.mkdir(parents=True, exist_ok=True)
+      durable.make_directory(self.path)
+      self._folder = folder or durable.Folder.open(self.path)
     except OSError as error:
-      raise _unusable(self.path, error) from error
-    config_path = self.path / 'config.json'
-    if not config_path.exists():
+      raise reading.unusable(self.path, error) from error
+    if self._folder.identity('config.json') is None:
       content = {'format_version': FORMAT_VERSION, 'config': config}
-      durable.write_json(config_path, content)
-    with durable.storing(self.path):
-      self._weights.mkdir(exist_ok=True)
-      self._completed.mkdir(exist_ok=True)
+      self._folder.write_json('config.json', content)
+    self._weights = self._folder.child('weights')
+    self._completed = self._folder.child('completed')
+    self._run = reading.run_digest(self.path)
+    owned = folder is not None
+    self._events = events.EventFile(self._folder, self._run, owned=owned)
+    # Of weights that were written and stand in no event yet.
+    self._written: dict[int, str] = {}
+    if owned:
+      for each in (self._folder, self._weights, self._completed):
+        each.remove_temporary_files()
 
   def read_events(self) -> list[dict[str, Any]]:
     """Returns the events so far, oldest first.
@@ -79,11 +108,11 @@ class RunDirectory:
     Raises:
       DamagedError: If an earlier line is damaged.
     """
-    return events.recover(self._events)
+    return self._events.recover()
 
   def append_event(self, event: Mapping[str, Any]) -> None:
     """Appends an event; it is on disk when this returns."""
-    events.append(self._events, event)
+    self._events.append(event, self._written.pop(event['evaluation'], None))
 
   def cut_back(self, count: int) -> pathlib.Path:
     """Removes all events but the first `count`, and what belongs to the others.
@@ -92,51 +121,55 @@ class RunDirectory:
       A new folder, with `events.jsonl` as it was, and with the weights and outcomes of
       the evaluations that have been removed.
     """
-    folder = set_aside.new_folder(self.path, 'cut')
-    durable.write(folder / self._events.name, durable.read_bytes(self._events))
+    cut = set_aside.new_folder(self._folder, 'cut')
+    cut.write(events.FILE_NAME, self._folder.read_bytes(events.FILE_NAME))
     for kept in (self._weights, self._completed):
-      for path in list(kept.iterdir()):
-        evaluation = _evaluation_of(path.name)
+      for name in kept.names():
+        evaluation = _evaluation_of(name)
         if evaluation is not None and evaluation >= count:
-          set_aside.move(path, folder / kept.name)
+          kept.move(name, cut.child(kept.path.name))
     # Last, since it makes the weights above ones that `keep_weights` removes.
-    events.keep_first(self._events, count)
-    return folder
+    self._events.keep_first(count)
+    return cut.path
 
   def write_weights(self, evaluation: int, variables: Mapping[str, Any]) -> None:
     """Writes the variables of an individual, named by its evaluation."""
-    weights.write(self._weights_path(evaluation), variables)
+    name = weights.file_name(evaluation)
+    self._written[evaluation] = weights.write(self._weights, name, variables)
 
   def read_weights(self, evaluation: int) -> dict[str, Any]:
     """Returns the variables of an individual as NumPy arrays.
 
     Raises:
-      DamagedError: If they are missing or damaged.
+      DamagedError: If they are missing, damaged, or not those that the event names.
     """
-    return weights.read(self._weights_path(evaluation))
+    digest = self._written.get(evaluation) or self._digest(evaluation)
+    return weights.read(self._weights, weights.file_name(evaluation), digest)
 
   def keep_weights(self, evaluations: Collection[int]) -> None:
     """Removes the weights of all individuals but these, and what crashes have left.
 
     Weights of completions are kept, and so is every file of another name.
     """
-    with durable.storing(self._weights):
-      for path in self._weights.iterdir():
-        if not self._is_needed(path.name, evaluations) and not path.is_dir():
-          path.unlink()
+    for name in self._weights.names():
+      if not self._is_needed(name, evaluations):
+        self._weights.remove(name)
 
   def write_completing(self, evaluation: int, state: Mapping[str, Any]) -> None:
     """Writes the training state of an individual's completion, a tree of arrays."""
-    weights.write(self._weights_path(evaluation, 'completing'), state)
+    name = weights.file_name(evaluation, 'completing')
+    weights.write(self._weights, name, state, self._bound(evaluation))
 
   def read_completing(self, evaluation: int) -> dict[str, Any] | None:
     """Returns what `write_completing` wrote last, or None.
 
     Raises:
-      DamagedError: If it is damaged.
+      DamagedError: If it is damaged, or follows from other weights.
     """
-    path = self._weights_path(evaluation, 'completing')
-    return weights.read(path) if path.exists() else None
+    name = weights.file_name(evaluation, 'completing')
+    if self._weights.identity(name) is None:
+      return None
+    return weights.read(self._weights, name, bound=self._bound(evaluation))
 
   def write_completed(
     self, evaluation: int, outcome: Mapping[str, Any], variables: Mapping[str, Any]
@@ -145,23 +178,39 @@ class RunDirectory:
 
     What `write_completing` wrote is removed.
     """
-    weights.write(self._weights_path(evaluation, 'completed'), variables)
+    name = weights.file_name(evaluation, 'completed')
+    digest = weights.write(self._weights, name, variables)
+    if self._run is not None:
+      bound = {digests.CONFIG: self._run, digests.WEIGHTS: digest}
+      outcome = digests.sealed(outcome, bound)
     # After the weights: the outcome says that the completion has ended.
-    durable.write_json(self._outcome_path(evaluation), outcome)
-    with durable.storing(self._weights):
-      self._weights_path(evaluation, 'completing').unlink(missing_ok=True)
+    self._completed.write_json(_outcome_name(evaluation), outcome)
+    self._weights.remove(weights.file_name(evaluation, 'completing'))
 
   def read_completed(self, evaluation: int) -> dict[str, Any] | None:
-    """Returns the outcome that `write_completed` wrote, or None."""
-    return durable.read_json(self._outcome_path(evaluation))
+    """Returns the outcome that `write_completed` wrote, or None.
+
+    One that is damaged, or is not of this run and these final weights, counts as none:
+    the completion is repeated.
+    """
+    try:
+      outcome, digest = self._read_completed(evaluation)
+      if digest is not None:
+        self.read_completed_weights(evaluation)
+    except DamagedError as error:
+      logging.warning('%s; completing again', error)
+      return None
+    return outcome
 
   def read_completed_weights(self, evaluation: int) -> dict[str, Any]:
     """Returns the final variables of a completed individual as NumPy arrays.
 
     Raises:
-      DamagedError: If they are missing or damaged.
+      DamagedError: If they are missing, damaged, or not those of the outcome.
     """
-    return weights.read(self._weights_path(evaluation, 'completed'))
+    _, digest = self._read_completed(evaluation)
+    name = weights.file_name(evaluation, 'completed')
+    return weights.read(self._weights, name, digest)
 
   def write_dataset(self, record: DatasetRecord) -> None:
     """Records the data set at the first start; checks it at later ones.
@@ -171,7 +220,7 @@ class RunDirectory:
     """
     recorded = dataset_record.read(self.path)
     if recorded is None:
-      dataset_record.write(self.path, record)
+      dataset_record.write(self._folder, record)
     else:
       dataset_record.check(self.path, recorded, record)
 
@@ -182,28 +231,49 @@ class RunDirectory:
       dataset: Description of the data set, as `Dataset.description` has it.
       start: Time, machine and versions.
     """
-    path = self.path / 'environment.json'
-    starts = _read_environment(self.path).get('starts', [])
-    if path.exists() and not starts:
-      set_aside.file(path)  # It is damaged, and may still tell a person something.
+    starts = reading.read_starts(self.path)
+    if self._folder.identity('environment.json') and not starts:
+      # It is damaged, and may still tell a person something.
+      set_aside.file(self._folder, 'environment.json')
     content = {'dataset': dict(dataset), 'starts': [*starts, dict(start)]}
-    durable.write_json(path, content)
+    self._folder.write_json('environment.json', content)
 
   def write_result(self, result: Mapping[str, Any]) -> None:
     """Writes the outcome of the search."""
-    durable.write_json(self.path / 'result.json', result)
+    if self._run is not None:
+      parsed = events.read(self._folder, self._run)
+      bound = {digests.CONFIG: self._run, digests.EVENTS: parsed.digest}
+      result = digests.sealed(result, bound)
+    self._folder.write_json('result.json', result)
 
   def read_result(self) -> dict[str, Any] | None:
     """Returns the outcome of the search, or None while there is none."""
     return read_result(self.path)
 
-  def _weights_path(
-    self, evaluation: int, stage: weights.Stage = 'search'
-  ) -> pathlib.Path:
-    return self._weights / weights.file_name(evaluation, stage)
+  def _read_completed(
+    self, evaluation: int
+  ) -> tuple[dict[str, Any] | None, str | None]:
+    """Returns the outcome of a completion, and the digest of its final weights."""
+    name = _outcome_name(evaluation)
+    outcome = self._completed.read_json(name)
+    if outcome is None or self._run is None:
+      return outcome, None
+    path = self._completed.path / name
+    outcome = digests.unsealed(path, outcome, {digests.CONFIG: self._run})
+    return outcome, outcome.pop(digests.WEIGHTS, None)
 
-  def _outcome_path(self, evaluation: int) -> pathlib.Path:
-    return self._completed / f'{evaluation:06d}.json'
+  def _digest(self, evaluation: int) -> str | None:
+    """Returns the digest of the weights that an event names, if it names any."""
+    if not self._events.weights:
+      return events.read(self._folder, self._run).weights.get(evaluation)
+    return self._events.weights.get(evaluation)
+
+  def _bound(self, evaluation: int) -> dict[str, str]:
+    """Returns what the state of a completion follows from."""
+    if self._run is None:
+      return {}
+    digest = self._digest(evaluation) or self._written.get(evaluation) or ''
+    return {digests.CONFIG: self._run, digests.WEIGHTS: digest}
 
   def _is_needed(self, name: str, evaluations: Collection[int]) -> bool:
     """Returns whether a file of the folder of weights is still needed."""
@@ -214,124 +284,8 @@ class RunDirectory:
         return evaluation in evaluations
       case evaluation, 'completing':
         # A crash can leave it behind when the completion has ended.
-        return not self._outcome_path(evaluation).exists()
+        return self._completed.identity(_outcome_name(evaluation)) is None
     return True
-
-
-def check(path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
-  """Checks, without writing, that a directory holds this run or can become its own.
-
-  Args:
-    path: The directory; it need not exist.
-    config: The configuration as nested dictionaries.
-
-  Raises:
-    UserError: If it holds a run with another configuration, or other files.
-  """
-  path = pathlib.Path(path)
-  config_path = path / 'config.json'
-  try:
-    if not config_path.exists():
-      # A crash while config.json was written leaves its temporary file.
-      known = {durable.temporary_path(config_path), path / lock.FILE_NAME}
-      if path.exists() and set(path.iterdir()) - known:
-        raise UserError(
-          f'workdir: got {path} with files but no config.json, want a run directory, or'
-          ' an empty or new one'
-        )
-      return
-  except OSError as error:
-    raise _unusable(path, error) from error
-  stored = read_config(path)
-  differing = config_lib.differing_fields(_as_json(config), stored)
-  if 'dataset.name' in differing and dataset_record.may_be_same(
-    path, config['dataset']['name'], str(stored['dataset']['name'])
-  ):
-    differing.remove('dataset.name')
-  if differing:
-    raise UserError(
-      f'workdir: got {path}, want another directory: the config of its run differs in'
-      f' {", ".join(differing)}'
-    )
-
-
-def read_events(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """Returns the events of a run, oldest first; the run may still be going on.
-
-  Args:
-    path: The run directory.
-
-  Raises:
-    UserError: If a line is damaged, or it is no run directory.
-  """
-  path = pathlib.Path(path)
-  read_config(path)
-  return events.read(path / 'events.jsonl')
-
-
-def read_result(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-  """Returns the outcome of a run, or None while there is none.
-
-  Args:
-    path: The run directory.
-
-  Raises:
-    DamagedError: If it is damaged.
-  """
-  return durable.read_json(pathlib.Path(path) / 'result.json')
-
-
-def read_environment(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """Returns `dataset` and `starts` of a run; empty if they are unknown.
-
-  Args:
-    path: The run directory.
-  """
-  environment = _read_environment(path)
-  try:
-    recorded = dataset_record.read(path)
-  except DamagedError:
-    recorded = None  # A start of the search says so.
-  return {**environment, 'dataset': recorded.description} if recorded else environment
-
-
-def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """Returns the configuration of a run, as JSON has it.
-
-  Fields that were added after the run was started have their defaults.
-
-  Args:
-    path: The run directory.
-
-  Raises:
-    UserError: If there is none, or it is of another format version.
-  """
-  config_path = pathlib.Path(path) / 'config.json'
-  try:
-    content = durable.read_json(config_path)
-  except DamagedError:
-    content = None
-  match content:
-    case {'format_version': int(version), 'config': dict(config)} if (
-      version == FORMAT_VERSION
-    ):
-      return _as_json(config_lib.with_defaults(config))
-  raise UserError(
-    f'workdir: got {config_path}, want a configuration of format version'
-    f' {FORMAT_VERSION}'
-  )
-
-
-def _read_environment(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """Returns environment.json; empty if it is damaged, since no result depends on it."""
-  try:
-    content = durable.read_json(pathlib.Path(path) / 'environment.json')
-  except DamagedError:
-    return {}
-  match content:
-    case {'dataset': dict(dataset), 'starts': list(starts)}:
-      return {'dataset': dataset, 'starts': starts}
-  return {}
 
 
 def _evaluation_of(name: str) -> int | None:
@@ -344,19 +298,10 @@ def _evaluation_of(name: str) -> int | None:
 
 def _is_temporary(name: str) -> bool:
   """Returns whether a name is that of a temporary file of weights."""
-  written = name.removeprefix('.').removesuffix('.tmp')
-  return (
-    weights.parse_file_name(written) is not None
-    and durable.temporary_path(pathlib.Path(written)).name == name
+  return (of := durable.temporary_of(name)) is not None and (
+    weights.parse_file_name(of) is not None
   )
 
 
-def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a configuration as it is read back from JSON: tuples become lists."""
-  return json.loads(json.dumps(config))
-
-
-def _unusable(path: pathlib.Path, error: OSError) -> UserError:
-  return UserError(
-    f'workdir: got {error.strerror} opening {path}, want a writable directory'
-  )
+def _outcome_name(evaluation: int) -> str:
+  return f'{evaluation:06d}.json'

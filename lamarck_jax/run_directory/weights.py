@@ -4,8 +4,9 @@ Safetensors holds arrays and text alone: unlike a pickle, a file runs no code wh
 """
 
 from collections.abc import Mapping
-import pathlib
+import json
 import re
+import struct
 from typing import Any, Literal, cast
 import zlib
 
@@ -15,11 +16,14 @@ import safetensors
 import safetensors.numpy
 
 from lamarck_jax.errors import DamagedError
-from lamarck_jax.run_directory import durable
+from lamarck_jax.run_directory import digests, durable
 
 # What an individual's weights come from: its evaluation during the search, a completion
 # that is still running, or one that has ended.
 Stage = Literal['search', 'completing', 'completed']
+
+# Above any network that fits into memory with its gradients.
+MAX_BYTES = 2**36
 
 _FILE_NAME = re.compile(r'(?:(completing|completed)_)?(\d{6,})\.safetensors')
 
@@ -39,12 +43,22 @@ def parse_file_name(name: str) -> tuple[int, Stage] | None:
   return int(evaluation), cast(Stage, stage)
 
 
-def write(path: pathlib.Path, variables: Mapping[str, Any]) -> None:
+def write(
+  folder: durable.Folder,
+  name: str,
+  variables: Mapping[str, Any],
+  bound: Mapping[str, str] | None = None,
+) -> str:
   """Writes a tree of arrays; it is on disk when this returns.
 
   Args:
-    path: The file; it is replaced as a whole.
+    folder: The folder of weights.
+    name: The file; it is replaced as a whole.
     variables: Nested dictionaries of arrays of any shape and dtype.
+    bound: The digests of other files that these arrays follow from.
+
+  Returns:
+    The digest of the arrays.
 
   Raises:
     StorageError: If it cannot be written.
@@ -52,31 +66,56 @@ def write(path: pathlib.Path, variables: Mapping[str, Any]) -> None:
   leaves = traverse_util.flatten_dict(variables, sep='/')
   # Safetensors writes memory as it lies, and reads it in C order.
   arrays = {name: np.asarray(leaf, order='C') for name, leaf in leaves.items()}
-  content = safetensors.numpy.save(arrays, {'crc32': _checksum(arrays)})
-  durable.write(path, content)
+  metadata = {'crc32': _checksum(arrays), **(bound or {})}
+  folder.write(name, safetensors.numpy.save(arrays, metadata))
+  return digests.of_arrays(arrays)
 
 
-def read(path: pathlib.Path) -> dict[str, Any]:
+def read(
+  folder: durable.Folder,
+  name: str,
+  digest: str | None = None,
+  bound: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
   """Returns the tree that `write` wrote, with NumPy arrays.
 
+  Args:
+    folder: The folder of weights.
+    name: The file.
+    digest: The digest of the arrays; None if no other file names it.
+    bound: The digests of other files as they are now.
+
   Raises:
-    DamagedError: If there is no file, or it is damaged.
+    DamagedError: If there is no file, it is damaged, or it does not belong to the other
+      files.
   """
+  path = folder.path / name
   try:
-    with safetensors.safe_open(path, 'numpy') as file:
-      arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-      written = (file.metadata() or {}).get('crc32')
+    content = folder.read_bytes(name, MAX_BYTES)
+    arrays = safetensors.numpy.load(content)
+    metadata = _metadata(content)
   # Besides its own error, safetensors raises others on damaged files.
   except Exception as error:
     raise DamagedError(
       f'weights: got {path} unreadable ({error}), want a safetensors file'
     ) from error
-  checksum = _checksum(arrays)
+  checksum, written = _checksum(arrays), metadata.get('crc32')
   if checksum != written:
     raise DamagedError(
       f'weights: got {path} with checksum {checksum}, want {written!r} as written'
     )
+  if digest is not None:
+    digests.check(
+      path, {digests.WEIGHTS: digests.of_arrays(arrays)}, {digests.WEIGHTS: digest}
+    )
+  digests.check(path, metadata, bound or {})
   return traverse_util.unflatten_dict(arrays, sep='/')
+
+
+def _metadata(content: bytes) -> dict[str, Any]:
+  """Returns the metadata of a safetensors file, which its reader does not return."""
+  (length,) = struct.unpack('<Q', content[:8])
+  return json.loads(content[8 : 8 + length]).get('__metadata__') or {}
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:

@@ -23,7 +23,7 @@ from typing import Protocol, TextIO
 
 from ml_collections import config_dict
 
-from lamarck_jax.errors import UserError
+from lamarck_jax.errors import StorageError, UserError
 from lamarck_jax.run_directory import durable
 from lamarck_jax.runtime import devices
 from lamarck_jax.study import checked_files
@@ -106,7 +106,8 @@ def perform(task: Task) -> str | None:
       process.configure(task.config, task.xla_cache_dir)
       search.run(task.config, task.workdir)
       html_page.write_if_possible(task.workdir)
-    except UserError as error:
+    except (StorageError, UserError) as error:
+      print(f'error: {error}', file=log)
       return ' '.join(str(error).split())
     except Exception as error:
       traceback.print_exc()

@@ -281,7 +281,7 @@ def write(study: Study, path: str | os.PathLike[str]) -> None:
   """
   path = pathlib.Path(path)
   if path.exists() and _has_other_runs(path, study):
-    set_aside.file(path)
+    set_aside.file(durable.Folder.open(path.parent), path.name)
   content = {'format_version': FORMAT_VERSION, **dataclasses.asdict(study)}
   text = json.dumps(content).replace('{"seed"', '\n{"seed"')
   _write(path, text)

@@ -65,8 +65,8 @@ def run(
       count = _count_death(deaths, task) if death else 0
       if death and count < MAX_FRUITLESS_DEATHS:
         logging.warning('the worker of %s died; the run is resumed', task.name)
-        # A lock of another host's process is never taken over by itself.
-        lock.break_lock(task.workdir)
+        # A worker that was given up may live: without its lock it cannot write.
+        lock.revoke(task.workdir)
         waiting.insert(0, task)
         continue
       reason = _died(task, count, death) if death else future.result()

@@ -14,6 +14,7 @@ from lamarck_jax.run_directory import durable, records
 from tests.run_directory.conftest import (
   EVENTS,
   assert_same_bits,
+  contents,
   make_config,
   make_variables,
   record_all,
@@ -52,7 +53,7 @@ class _Crash(Exception):
   pass
 
 
-def _crash(*args: object) -> None:
+def _crash(*args: object, **kwargs: object) -> None:
   raise _Crash
 
 
@@ -148,6 +149,8 @@ class _Faults:
     def call(target, *args, **kwargs):
       if isinstance(target, int):
         concerns = target in self._descriptors
+      elif folder := kwargs.get('dir_fd') or kwargs.get('src_dir_fd'):
+        concerns = folder in self._descriptors
       else:
         concerns = os.fspath(target).startswith(root)
       if concerns:
@@ -168,20 +171,12 @@ class _Faults:
     return call
 
 
-def _contents(path: pathlib.Path) -> dict[str, bytes]:
-  return {
-    str(file.relative_to(path)): file.read_bytes()
-    for file in path.rglob('*')
-    if file.is_file()
-  }
-
-
 @pytest.mark.parametrize('error', [errno.ENOSPC, errno.EIO])
 def test_recording_resumes_to_the_same_files_whichever_system_call_fails(
   tmp_path, monkeypatch, error
 ):
   record_all(tmp_path / 'whole')
-  expected = _contents(tmp_path / 'whole')
+  expected = contents(tmp_path / 'whole')
   faults = _Faults(monkeypatch, tmp_path / 'run')
   faults.error = error
   record_all(tmp_path / 'run0')
@@ -197,7 +192,7 @@ def test_recording_resumes_to_the_same_files_whichever_system_call_fails(
       assert '\n' not in str(message)
     faults.failing = -1
     record_all(path)
-    assert _contents(path) == expected, number
+    assert contents(path) == expected, number
 
 
 def test_recording_stops_on_a_full_file_system_and_resumes_once_there_is_room(
@@ -228,4 +223,5 @@ def test_recording_stops_on_a_full_file_system_and_resumes_once_there_is_room(
     directory.append_event({**EVENTS[0], 'evaluation': len(events)})
     assert len(directory.read_events()) == len(events) + 1
   finally:
+    directory = None  # It holds a folder of the file system open.
     subprocess.run(['umount', str(mount)], check=True)

@@ -41,6 +41,8 @@ def test_events_are_one_json_object_per_line_and_appending_keeps_earlier_lines(
     assert content.startswith(before)
     line = json.loads(content[len(before) :])
     assert line.pop('crc32')
+    assert len(line.pop('config_sha256')) == 64
+    assert line.pop('weights_sha256') is None  # They were not kept.
     assert line == event
     assert content[len(before) :].count(b'\n') == 1
     before = content

@@ -121,7 +121,7 @@ def test_a_file_is_refused_as_a_run_directory(tmp_path):
   'content',
   [
     '{"format_version": 1, "config": {}}',
-    '{"format_version": 3, "config": {}}',
+    '{"format_version": 4, "config": {}}',
     '{"format_version": "2", "config": {}}',
     '{"format_version": 2, "config": []}',
     '{"config": {}}',
@@ -134,7 +134,7 @@ def test_a_file_is_refused_as_a_run_directory(tmp_path):
 )
 def test_a_config_of_an_unknown_format_is_refused(directory, content):
   (directory.path / 'config.json').write_text(content)
-  assert 'format version 2' in _refusal(directory.path)
+  assert 'format version 2 or 3' in _refusal(directory.path)
 
 
 # ------------------------------------------------------------------------------

@@ -117,6 +117,55 @@ def test_a_run_that_fails_is_named_and_the_others_continue(
   assert 'no config.json' in setting.missing[0]
 
 
+class _GivingUpExecutor:
+  """Gives up a worker that does not answer, as Ray gives up a node, while it lives."""
+
+  num_workers = 1
+
+  def __init__(self):
+    self._executor = executors.LocalExecutor(2)
+    self.attempts: list[executors.Outcome] = []
+    self._given_up = executors.Outcome()
+
+  def submit(self, task):
+    self.attempts.append(self._executor.submit(task))
+    return self.attempts[-1] if len(self.attempts) > 1 else self._given_up
+
+  def give_up(self):
+    self._given_up.set_exception(RuntimeError('no heartbeat'))
+
+  def close(self):
+    self._executor.close()
+
+
+def test_a_worker_that_was_given_up_and_lives_stops_with_one_line(
+  undisturbed, shared_compilation_cache, tmp_path
+):
+  (task, *_) = make_tasks(tmp_path, shared_compilation_cache, budget_epochs=16)
+  task.log.parent.mkdir(parents=True)
+  executor = _GivingUpExecutor()
+  stopped: list[int] = []
+
+  def on_wait():
+    if not stopped and 3 <= len(read_events(task)) < 16:
+      stopped.extend(workers())
+      os.kill(stopped[0], signal.SIGSTOP)
+      executor.give_up()
+
+  try:
+    assert runner.run([task], executor, on_wait=on_wait) == {}
+    assert len(executor.attempts) == 2
+    os.kill(stopped[0], signal.SIGCONT)
+    line = executor.attempts[0].result(timeout=100)
+  finally:
+    for process in stopped:
+      os.kill(process, signal.SIGCONT)
+    executor.close()
+  assert 'nothing was written since' in line
+  assert 'Traceback' not in task.log.read_text()
+  assert_same_events([task], undisturbed[:1])
+
+
 def ray_workers() -> list[int]:
   """The processes that perform runs for Ray on this machine."""
   found = []
@@ -133,7 +182,7 @@ def run_on_ray(monkeypatch):
   pytest.importorskip('ray')
   monkeypatch.setenv('PYTHONPATH', str(ROOT))  # For the workers.
 
-  def run(tasks, disturb, address=None):
+  def run(tasks, disturb, address=None, then=lambda: None):
     for task in tasks:
       task.log.parent.mkdir(parents=True, exist_ok=True)
     disturbed = []
@@ -141,6 +190,8 @@ def run_on_ray(monkeypatch):
     def on_wait():
       if not disturbed and any(3 <= len(read_events(task)) < 16 for task in tasks):
         disturbed.append(disturb())
+      elif disturbed:
+        then()
 
     executor = executors.RayExecutor(address)
     try:
@@ -182,6 +233,48 @@ def test_a_ray_study_that_loses_a_node_continues_on_the_others(
   finally:
     cluster.shutdown()
   assert_same_events(tasks, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_ray_node_that_was_given_up_and_lives_writes_nothing_more(
+  run_on_ray, undisturbed, shared_compilation_cache, tmp_path
+):
+  cluster_utils = pytest.importorskip('ray.cluster_utils')
+  cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={'num_cpus': 0})
+  (task, *_) = make_tasks(tmp_path, shared_compilation_cache, budget_epochs=16)
+  stopped: list[int] = []
+
+  def give_up():
+    (worker,) = ray_workers()
+    os.kill(worker, signal.SIGSTOP)
+    stopped.append(worker)
+    status = pathlib.Path(f'/proc/{worker}/status').read_text()
+    parent = int(status.partition('PPid:')[2].split()[0])
+    (node,) = [
+      node
+      for node in nodes
+      if parent in [info.process.pid for info in node.all_processes['raylet']]
+    ]
+    cluster.remove_node(node, allow_graceful=False)
+    return True
+
+  try:
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    run_on_ray([task], give_up, cluster.address, lambda: _continue(task, stopped))
+  finally:
+    for worker in stopped:
+      with contextlib.suppress(ProcessLookupError):
+        os.kill(worker, signal.SIGKILL)
+    cluster.shutdown()
+  assert_same_events([task], undisturbed[:1])
+
+
+def _continue(task, stopped) -> None:
+  """Continues stopped workers once the next attempt has recorded more."""
+  number = len(read_events(task))
+  if stopped and number >= 7:
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(stopped[0], signal.SIGCONT)
 
 
 class _DyingExecutor:
