@@ -89,14 +89,15 @@ class Network:
       )
     return np.asarray(self.predict(images))
 
-  def read_images(self, paths: Iterable[str | os.PathLike[str]]) -> np.ndarray:
+  def read_images(
+    self, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+  ) -> np.ndarray:
     """Returns image files as the network takes them.
 
-    They become gray or coloured, and are resized by area averaging, as the search's
-    own images were.
+    They are decoded and resized as the search's own images were; see `data.decoding`.
 
     Args:
-      paths: Files that Pillow reads.
+      paths: One file that Pillow reads, or several.
 
     Returns:
       uint8 [number of files, height, width, channels].
@@ -106,6 +107,8 @@ class Network:
         images are no squares.
     """
     height, width, channels = self.image_shape
+    if isinstance(paths, str | os.PathLike):
+      paths = [paths]
     images = []
     for path in paths:
       try:
@@ -332,9 +335,13 @@ A picture goes in as it did in training, mode {mode}, {width}x{height} pixels
 
 ```python
 import json, jax.export, numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-picture = Image.open('picture.png').convert('{mode}')
+picture = ImageOps.exif_transpose(Image.open('picture.png'))
+if picture.mode.startswith('I'):  # 16 bits become 8.
+  picture = Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
+ground = Image.new('RGBA', picture.size, 'white')  # Seen through transparent pixels.
+picture = Image.alpha_composite(ground, picture.convert('RGBA')).convert('{mode}')
 picture = picture.resize(({width}, {height}), Image.Resampling.BOX)
 images = np.asarray(picture, np.uint8).reshape(1, {shape})
 program = jax.export.deserialize(bytearray(open('{program}', 'rb').read()))
