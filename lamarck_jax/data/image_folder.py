@@ -201,7 +201,7 @@ def _refuse_damaged(
   if len(refused) > _MAX_NAMED:
     named.append(f'{len(refused) - _MAX_NAMED} more')
   raise DatasetError(
-    f'{path}: got {len(refused)} images that cannot be read: {", ".join(named)}, want'
+    f'{path}: got images that cannot be read ({len(refused)}): {", ".join(named)}, want'
     ' them repaired or removed'
   )
 
@@ -215,7 +215,8 @@ def _warn_of_ignored(path: pathlib.Path, ignored: collections.Counter[str]) -> N
   reasons = [f'{count} {reason}' for reason, count in ignored.most_common()]
   parts = []
   if reasons:
-    parts.append(f'{ignored.total()} files are not read: {_shorten(reasons)}')
+    are = 'file is' if ignored.total() == 1 else 'files are'
+    parts.append(f'{ignored.total()} {are} not read: {_shorten(reasons)}')
   if others:
     parts.append(f'folders beside train and test are not read: {_shorten(others)}')
   if parts:

@@ -10,6 +10,7 @@ import os
 import pathlib
 import unicodedata
 
+from absl import logging
 import numpy as np
 
 from lamarck_jax.data import decoding, image_folder, npz
@@ -62,7 +63,20 @@ def load(name: str, image_size: int | None = None) -> Source:
       f'{path}: got test images of {_shape(test)}, want the {_shape(train)} of the'
       ' training images'
     )
+  _warn_of_plain_images(path, train.images)
   return Source(train, test, class_names)
+
+
+def _warn_of_plain_images(path: pathlib.Path, images: np.ndarray) -> None:
+  """Warns if most images show nothing, as of 8-bit values in files of 16 bits."""
+  num_plain = sum(bool((image == image[0, 0]).all()) for image in images)
+  if 2 * num_plain > len(images):
+    logging.warning(
+      '%s: %d of %d training images have one colour only',
+      printable(path),
+      num_plain,
+      len(images),
+    )
 
 
 def _shape(examples: Examples) -> str:

@@ -112,7 +112,7 @@ def test_images_that_cannot_be_read_are_refused_together(folder):
     (ant / f'{number}.png').write_bytes((ant / f'{number}.png').read_bytes()[:-40])
   (ant / '5.png').write_text('no image')
   message = _error(folder)
-  assert 'got 6 images that cannot be read: train/ant/0.png (' in message
+  assert 'got images that cannot be read (6): train/ant/0.png (' in message
   assert '3 more' in message
 
 
@@ -172,6 +172,15 @@ def test_splits_are_the_same_at_every_image_size(folder):
     return [split.labels.tolist() for split in (dataset.train, dataset.test)]
 
   assert labels(None) == labels(16) == labels(8)
+
+
+def test_images_that_show_nothing_are_told(folder, caplog):
+  for file in sorted(folder.rglob('*.png')):  # Values of 8 bits in 16.
+    gray = np.asarray(Image.open(file))[..., 0].astype(np.uint16)
+    Image.fromarray(gray).save(file)
+  with caplog.at_level(logging.WARNING):
+    _load(folder)
+  assert '24 of 24 training images have one colour only' in caplog.text
 
 
 def test_transparent_and_16_bit_images_are_told_apart(folder):
