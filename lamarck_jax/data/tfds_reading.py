@@ -121,8 +121,8 @@ def _check_files(name: str, data_dir: str) -> None:
   try:
     for path in files.walk(folder):
       files.check_regular(path)
-  except FileNotFoundError:
-    pass  # Not prepared, or a link without its target, of which TFDS says more.
+  except (FileNotFoundError, NotADirectoryError):
+    pass  # Not prepared, or a link without its target; TFDS says more.
   except OSError as error:
     raise DatasetError(
       f'{error.filename}: got {error.strerror}, want a regular file'
