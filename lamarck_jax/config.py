@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import math
 from typing import Any
 
-from ml_collections import config_dict
+from absl import flags
+from ml_collections import config_dict, config_flags
 
 from lamarck_jax.errors import UserError
 from lamarck_jax.runtime import paths
@@ -277,6 +278,31 @@ FIELDS: dict[str, tuple[Any, Check]] = {
 }
 
 
+class _OptionalParser(flags.ArgumentParser):
+  """Parses None beside the values of another parser, for fields without a value."""
+
+  def __init__(self, parser: flags.ArgumentParser, none: Sequence[str] = ('None',)):
+    self._parser, self._none = parser, none
+
+  def parse(self, argument: Any) -> Any:
+    """Returns the value; `validate` refuses None where a field needs one."""
+    return None if argument in self._none else self._parser.parse(argument)
+
+  def flag_type(self) -> str:
+    """Returns the type of the values."""
+    return self._parser.flag_type()
+
+
+def _accept_none_in_flags() -> None:
+  """Makes `--config.FIELD=None` mean None: ml_collections has a parser per type."""
+  register = config_flags.register_flag_parser_for_type
+  none = ('None', 'none')
+  register(int, _OptionalParser(flags.IntegerParser(), none))
+  register(float, _OptionalParser(flags.FloatParser(), none))
+  # 'none' is a string of its own: a mode of inheritance.
+  register(str, _OptionalParser(flags.ArgumentParser()))
+
+
 def get_config(
   setting: str = 'lamarckian', *, baseline_2_epochs: int | None = None
 ) -> config_dict.ConfigDict:
@@ -296,6 +322,8 @@ def get_config(
     raise UserError(
       f'config: got setting {setting!r}, want one of {", ".join(SETTINGS)}'
     )
+  # Flags of fields are parsed once a configuration file has called this.
+  _accept_none_in_flags()
   config = config_dict.ConfigDict()
   for field, (default, _) in FIELDS.items():
     section, _, name = field.rpartition('.')

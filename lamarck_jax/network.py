@@ -63,14 +63,15 @@ class Network:
       )
     return np.asarray(self.predict(images))
 
-  def read_images(self, paths: Iterable[str | os.PathLike[str]]) -> np.ndarray:
+  def read_images(
+    self, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+  ) -> np.ndarray:
     """Returns image files as the network takes them.
 
-    They become gray or coloured, and are resized by area averaging, as the search's
-    own images were.
+    They are decoded and resized as the search's own images were; see `data.decoding`.
 
     Args:
-      paths: Files that Pillow reads.
+      paths: One file that Pillow reads, or several.
 
     Returns:
       uint8 [number of files, height, width, channels].
@@ -80,6 +81,8 @@ class Network:
         images are no squares.
     """
     height, width, channels = self.image_shape
+    if isinstance(paths, str | os.PathLike):
+      paths = [paths]
     images = []
     for path in paths:
       try:

@@ -5,7 +5,8 @@ import math
 import pathlib
 from typing import Any
 
-from ml_collections import config_dict
+from absl import flags
+from ml_collections import config_dict, config_flags
 import pytest
 
 from lamarck_jax import config as config_lib
@@ -285,6 +286,35 @@ def test_a_field_that_does_not_exist_cannot_be_set():
   ):
     with pytest.raises((AttributeError, KeyError), match='learning_rat'):
       section.learning_rat = 0.1
+
+
+def _parse(*arguments: str) -> config_dict.ConfigDict:
+  """Returns the configuration of command-line arguments."""
+  argv = ['', f'--config={_CONFIGS / "cifar10_small.py"}', *arguments]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+  values(argv)
+  return values.config
+
+
+def test_every_optional_field_takes_none_on_the_command_line() -> None:
+  for field, (default, _) in config_lib.FIELDS.items():
+    if isinstance(default, type):
+      config = _parse(f'--config.{field}=None')
+      config_lib.validate(config)
+      assert config_lib.get_config().to_dict().keys() == config.to_dict().keys()
+      for part in field.split('.'):
+        config = config[part]
+      assert config is None, field
+  assert _parse('--config.dataset.num_train=none').dataset.num_train is None
+  config = _parse('--config.dataset.num_train=640', '--config.inheritance=none')
+  assert (config.dataset.num_train, config.inheritance) == (640, 'none')
+
+
+@pytest.mark.parametrize('field', ['seed', 'learning_rate', 'setting', 'dataset.name'])
+def test_a_field_that_needs_a_value_refuses_none_by_its_name(field: str) -> None:
+  with pytest.raises(UserError, match=f'config.{field}: got None, want'):
+    config_lib.validate(_parse(f'--config.{field}=None'))
 
 
 def test_a_field_cannot_be_set_to_another_type():

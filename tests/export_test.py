@@ -1,6 +1,7 @@
 """The network to take home equals the one that was found."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -232,6 +233,39 @@ def test_the_program_of_the_readme_names_the_class_of_a_picture(finished):
   assert printed[1] == '(1, 10)'
   probabilities = network(network.read_images([out / 'picture.png']))
   assert printed[0] == network.class_names[probabilities.argmax()]
+
+
+def test_the_readme_and_the_package_decode_alike(finished, tmp_path):
+  _, _, out = finished
+  network = lamarck_jax.load(out)
+  rng = np.random.default_rng(4)
+  gray = rng.integers(0, 2**16, (20, 30)).astype(np.uint16)
+  colour = Image.fromarray(rng.integers(0, 256, (20, 30, 4)).astype(np.uint8))
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  transparent = colour.convert('RGB').quantize(16)
+  pictures = {
+    '16 bits': (Image.fromarray(gray), {}),
+    'transparent': (colour, {}),
+    'rotated': (colour.convert('RGB'), {'exif': exif}),
+    'palette': (transparent, {}),
+    'transparent palette': (transparent, {'transparency': 3}),
+    'gray and transparent': (colour.convert('LA'), {}),
+    'one bit': (colour.convert('1'), {}),
+  }
+  program = (out / 'README.md').read_text().split('```python\n')[1].split('```')[0]
+  for name, (picture, options) in pictures.items():
+    path = tmp_path / 'picture.png'
+    picture.save(path, **options)
+    names = {}
+    decode = program.split('program = ')[0].replace('picture.png', str(path))
+    exec(decode, names)
+    for paths in ([str(path)], str(path), path, [path]):
+      found = network.read_images(paths)
+      np.testing.assert_array_equal(found, names['images'], err_msg=name)
+  os.mkfifo(tmp_path / 'pipe.png')
+  with pytest.raises(UserError, match=r'pipe\.png'):
+    network.read_images(tmp_path / 'pipe.png')
 
 
 def test_image_files_become_what_the_network_takes(finished, tmp_path):

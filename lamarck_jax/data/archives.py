@@ -14,6 +14,7 @@ import zlib
 
 import numpy as np
 
+from lamarck_jax.data import files
 from lamarck_jax.errors import DatasetError
 
 _MNIST_IMAGE_SIZE = 28  # Pixels per side.
@@ -267,7 +268,7 @@ def _read_tar_members(path: pathlib.Path, names: set[str]) -> dict[str, bytes]:
 def _gunzip(path: pathlib.Path, max_bytes: int) -> bytes:
   """Returns the decompressed file, or raises DatasetError on more than `max_bytes`."""
   try:
-    with gzip.open(path) as file:
+    with files.open_regular(path) as compressed, gzip.open(compressed) as file:
       data = file.read(max_bytes + 1)
   except (OSError, EOFError, zlib.error) as error:
     raise DatasetError(f'{path}: got {error}, want a complete gzip file') from error

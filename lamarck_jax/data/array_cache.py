@@ -12,18 +12,21 @@ from typing import Any
 from absl import logging
 import numpy as np
 
+from lamarck_jax.data import decoding, files
+from lamarck_jax.data.source import Examples
 from lamarck_jax.errors import StorageError
 from lamarck_jax.run_directory import durable
 
 _FOLDER = 'lamarck_jax_cache'
-_ARRAYS = ('train_images', 'train_labels', 'test_images', 'test_labels')
-_FORMAT = 1  # Increase it when other arrays are decoded from the same data.
+_SPLITS = ('train', 'test')
+_ARRAYS = ('images', 'labels', 'digests')
+_FORMAT = 2  # Increase it when other arrays are made of the same pixels.
 
 
 def read(
   prepared_dir: pathlib.Path, image_size: int | None
-) -> dict[str, np.ndarray] | None:
-  """Returns the arrays given to `write`, or None without a valid cache.
+) -> dict[str, Examples] | None:
+  """Returns the splits given to `write`, or None without a valid cache.
 
   Args:
     prepared_dir: Folder of the prepared data set.
@@ -32,9 +35,12 @@ def read(
   path = _path(prepared_dir, image_size)
   try:
     # NumPy checks the CRC-32 of every array that is read to its end.
-    with np.load(path, allow_pickle=False) as cache:
+    with files.open_regular(path) as file, np.load(file, allow_pickle=False) as cache:
       if np.array_equal(cache['fingerprint'], _fingerprint(prepared_dir, image_size)):
-        return {key: cache[key] for key in _ARRAYS}
+        return {
+          split: Examples(*(cache[f'{split}_{array}'] for array in _ARRAYS))
+          for split in _SPLITS
+        }
     logging.info('%s belongs to other data: replacing it.', path)
   except FileNotFoundError:
     pass
@@ -46,13 +52,22 @@ def read(
 def write(
   prepared_dir: pathlib.Path,
   image_size: int | None,
-  arrays: Mapping[str, np.ndarray],
+  splits: Mapping[str, Examples],
 ) -> None:
-  """Caches arrays; logs if the folder is not writable, as the cache is optional."""
+  """Caches splits; logs if the folder is not writable, as the cache is optional.
+
+  Args:
+    prepared_dir: Folder of the prepared data set.
+    image_size: Pixels per side that the images were resized to, or None.
+    splits: `train` and `test`.
+  """
   path = _path(prepared_dir, image_size)
   try:
     fingerprint = _fingerprint(prepared_dir, image_size)
-    members: dict[str, Any] = {'fingerprint': fingerprint, **arrays}
+    members: dict[str, Any] = {'fingerprint': fingerprint}
+    for split in _SPLITS:
+      for array in _ARRAYS:
+        members[f'{split}_{array}'] = getattr(splits[split], array)
     buffer = io.BytesIO()
     np.savez(buffer, **members)
     path.parent.mkdir(exist_ok=True)
@@ -68,7 +83,8 @@ def _path(prepared_dir: pathlib.Path, image_size: int | None) -> pathlib.Path:
 
 def _fingerprint(prepared_dir: pathlib.Path, image_size: int | None) -> np.ndarray:
   """Returns a digest of the files that describe what was prepared, uint8 [32]."""
-  digest = hashlib.sha256(f'{_FORMAT} {image_size}'.encode())
+  rules = f'{_FORMAT} {decoding.VERSION} {image_size}'
+  digest = hashlib.sha256(rules.encode())
   for filename in ('dataset_info.json', 'features.json'):
     digest.update((prepared_dir / filename).read_bytes())
   return np.frombuffer(digest.digest(), np.uint8)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lamarck_jax.data import archives, digits, own_images, tfds_reading
+from lamarck_jax.data import archives, digits, own_images, splits, tfds_reading
 from lamarck_jax.data.source import Source, Split
 from lamarck_jax.errors import DatasetError
 
@@ -30,7 +30,6 @@ IMAGE_SIZES = {
   'digits': digits.IMAGE_SIZE,
   **{name: archive.image_size for name, archive in archives.FORMATS.items()},
 }
-_MAX_VALIDATION = 5_000  # Examples, the paper's number.
 
 # By name, or by prefix up to the colon; every other name is TFDS's.
 _READERS: dict[str, Callable[[str, int | None], Source]] = {
@@ -101,19 +100,18 @@ def load(
       `downloads/manual` in the data folder.
     num_train: Number of training examples; None: all but those for validation.
     num_validation: Number of validation examples; None: 300 for `digits`, else a
-      tenth of the source's training split, at most 5,000.
+      tenth of the source's training examples, at most 5,000.
     image_size: Pixels per side to resize images to, by area averaging; None keeps
       their size.
 
   Returns:
-    The data set, in the source's fixed order. The validation split is the end of the
-    source's training split and the training split its beginning, so `num_train` does
-    not change the validation split. A TFDS data set without a test split is tested on
-    its split `validation`.
+    The data set. No split depends on a seed, and a smaller `num_train` gives a part of
+    the training split and the same validation split; see `splits`. A TFDS data set
+    without a test split is tested on its split `validation`.
 
   Raises:
-    DatasetError: If there is no such data set, it cannot be obtained, or the numbers
-      do not fit it.
+    DatasetError: If there is no such data set, it cannot be obtained, the numbers do
+      not fit it, or a class would have no example in a split.
   """
   if image_size is not None and image_size < 1:
     raise DatasetError(f'dataset.image_size: got {image_size}, want at least 1 pixel')
@@ -122,8 +120,8 @@ def load(
     tfds_reading.load, data_dir=data_dir, manual_dir=manual_dir
   )
   source = _READERS.get(prefix + colon, read_tfds)(name, image_size)
-  train, validation = _split_off_validation(name, source, num_train, num_validation)
-  return Dataset(name, train, validation, source.test, source.class_names)
+  train, validation, test = splits.split(name, source, num_train, num_validation)
+  return Dataset(name, train, validation, test, source.class_names)
 
 
 def channel_statistics(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,30 +141,3 @@ def channel_statistics(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   ) / (pixels.size / pixels.shape[-1])
   std = np.sqrt(np.maximum(mean_square - mean**2, 0))
   return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
-
-
-def _split_off_validation(
-  name: str, source: Source, num_train: int | None, num_validation: int | None
-) -> tuple[Split, Split]:
-  """Returns the training and the validation split, both from the training examples."""
-  images, labels = source.train.images, source.train.labels
-  size = len(labels)
-  if num_validation is None:
-    num_validation = source.num_validation or min(_MAX_VALIDATION, max(1, size // 10))
-  if not 1 <= num_validation < size:
-    raise DatasetError(
-      f'dataset.num_validation: got {num_validation}, want 1 to {size - 1}'
-      f' ({name} has {size} training examples)'
-    )
-  left = size - num_validation
-  if num_train is None:
-    num_train = left
-  if not 1 <= num_train <= left:
-    raise DatasetError(
-      f'dataset.num_train: got {num_train}, want 1 to {left} ({name} has {size}'
-      f' training examples, {num_validation} of them for validation)'
-    )
-  return (
-    Split(images[:num_train], labels[:num_train]),
-    Split(images[left:], labels[left:]),
-  )

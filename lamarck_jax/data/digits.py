@@ -3,7 +3,7 @@
 import numpy as np
 
 from lamarck_jax.data import decoding
-from lamarck_jax.data.source import Source, Split
+from lamarck_jax.data.source import Examples, Source, digests
 
 IMAGE_SIZE = 8  # Pixels per side.
 
@@ -28,12 +28,14 @@ def load(name: str, image_size: int | None = None) -> Source:
   order = np.random.RandomState(_SEED).permutation(len(digits.target))
   images = np.rint(digits.images[order] * (255 / _MAX_GRAY)).astype(np.uint8)
   images = images[..., np.newaxis]
+  keys = digests(images)
   if image_size is not None:
     images = np.stack([decoding.resize(image, image_size) for image in images])
   labels = digits.target[order].astype(np.int32)
   return Source(
-    train=Split(images[:-_NUM_TEST], labels[:-_NUM_TEST]),
-    test=Split(images[-_NUM_TEST:], labels[-_NUM_TEST:]),
+    train=Examples(images[:-_NUM_TEST], labels[:-_NUM_TEST], keys[:-_NUM_TEST]),
+    test=Examples(images[-_NUM_TEST:], labels[-_NUM_TEST:], keys[-_NUM_TEST:]),
     class_names=tuple(str(name) for name in digits.target_names),
+    is_published=True,
     num_validation=_NUM_VALIDATION,
   )

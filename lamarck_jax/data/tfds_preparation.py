@@ -23,7 +23,7 @@ from urllib import parse
 from absl import logging
 import numpy as np
 
-from lamarck_jax.data import archives
+from lamarck_jax.data import archives, files
 from lamarck_jax.errors import DatasetError
 from lamarck_jax.runtime import paths
 
@@ -135,12 +135,10 @@ def _archives_to_download(
   for url, url_info in builder.url_infos.items():
     manual_path = manual_dir / url_info.filename
     cached_name = resource.get_dl_fname(url, url_info.checksum)
+    cached = (download_dir / builder.name / cached_name, download_dir / cached_name)
     if manual_path.exists():
       _check_manual_archive(manual_path, url_info.size, url_info.checksum)
-    elif not (
-      (download_dir / builder.name / cached_name).exists()
-      or (download_dir / cached_name).exists()
-    ):
+    elif not any(path.is_file() for path in cached):
       missing[url_info.filename] = url
   return missing
 
@@ -148,8 +146,8 @@ def _archives_to_download(
 def _check_manual_archive(path: pathlib.Path, size: int, sha256: str) -> None:
   """Raises DatasetError unless size and SHA-256 are those that TFDS registers."""
   try:
-    actual_size = path.stat().st_size
-    with path.open('rb') as file:
+    with files.open_regular(path) as file:
+      actual_size = os.fstat(file.fileno()).st_size
       actual_sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
   except OSError as error:
     raise DatasetError(

@@ -6,14 +6,15 @@ import dataclasses
 import io
 import os
 import pathlib
+import re
 import struct
 from typing import Any
 
 from absl import logging
 import numpy as np
 
-from lamarck_jax.data import archives, array_cache, decoding, tfds_preparation
-from lamarck_jax.data.source import Source, Split
+from lamarck_jax.data import archives, array_cache, decoding, files, tfds_preparation
+from lamarck_jax.data.source import Examples, Source, digest
 from lamarck_jax.errors import DatasetError
 from lamarck_jax.runtime import paths
 
@@ -27,7 +28,7 @@ def load(
   data_dir: str | None = None,
   manual_dir: str | None = None,
 ) -> Source:
-  """Returns a TFDS data set in TFDS's order, which is shuffled.
+  """Returns a TFDS data set in TFDS's order.
 
   Args:
     name: TFDS name of an image classification data set. Those in `archives.FORMATS`
@@ -44,21 +45,19 @@ def load(
   builder = _prepared_builder(name, data_dir, manual_dir)
   layout = _layout(builder, image_size)
   prepared_dir = pathlib.Path(builder.data_dir)
-  arrays = array_cache.read(prepared_dir, image_size)
-  if arrays is None:
-    train = _read_split(builder, 'train', layout)
-    test = _read_split(builder, layout.test_split, layout)
-    arrays = {
-      'train_images': train.images,
-      'train_labels': train.labels,
-      'test_images': test.images,
-      'test_labels': test.labels,
+  splits = array_cache.read(prepared_dir, image_size)
+  if splits is None:
+    splits = {
+      'train': _read_split(builder, 'train', layout),
+      'test': _read_split(builder, layout.test_split, layout),
     }
-    array_cache.write(prepared_dir, image_size, arrays)
+    array_cache.write(prepared_dir, image_size, splits)
   return Source(
-    train=Split(arrays['train_images'], arrays['train_labels']),
-    test=Split(arrays['test_images'], arrays['test_labels']),
+    train=splits['train'],
+    test=splits['test'],
     class_names=layout.class_names,
+    # TFDS has shuffled them; others may be sorted by class.
+    is_published=builder.name in archives.FORMATS,
   )
 
 
@@ -95,6 +94,7 @@ def _find_builder(name: str, data_dir: str | None) -> tuple[Any, bool]:
   path = None if data_dir is None else paths.local('dataset.data_dir', data_dir)
   if path is None and os.environ.get('TFDS_DATA_DIR'):
     path = paths.local('TFDS_DATA_DIR', os.environ['TFDS_DATA_DIR'])
+  _check_files(name, path or tfds.core.constants.DATA_DIR)
   try:
     with _quiet_absl():
       builder = tfds.builder(name, data_dir=path)
@@ -109,6 +109,26 @@ def _find_builder(name: str, data_dir: str | None) -> tuple[Any, bool]:
     raise DatasetError(
       f'dataset.name: got {name!r}, want one of {known}, or the TFDS name of a prepared'
       f' image classification data set ({reason})'
+    ) from error
+
+
+def _check_files(name: str, data_dir: str) -> None:
+  """Raises DatasetError if a file of a prepared data set is a pipe or a device.
+
+  TFDS opens files by name, and would wait for ever.
+  """
+  base_name = re.match(r'\w+', name)
+  if base_name is None:
+    return
+  folder = pathlib.Path(data_dir).expanduser() / base_name[0]
+  try:
+    for path in files.walk(folder):
+      files.check_regular(path)
+  except (FileNotFoundError, NotADirectoryError):
+    pass  # Not prepared, or a link without its target; TFDS says more.
+  except OSError as error:
+    raise DatasetError(
+      f'{error.filename}: got {error.strerror}, want a regular file'
     ) from error
 
 
@@ -166,13 +186,13 @@ def _layout(builder: Any, image_size: int | None) -> _Layout:
   if (
     not isinstance(image, tfds.features.Image)
     or not isinstance(label, tfds.features.ClassLabel)
-    or image.np_dtype != np.uint8
-    or image.shape[-1] not in (1, 3)
+    or image.np_dtype not in (np.uint8, np.uint16)
+    or image.shape[-1] not in (1, 3, 4)
   ):
     raise DatasetError(
       f'dataset.name: got {builder.name!r} with {" ".join(str(info.features).split())},'
-      ' want a data set with one uint8 image of 1 or 3 channels and one class label per'
-      ' example'
+      ' want a data set with one image of 8 or 16 bits and 1, 3 or 4 channels and one'
+      ' class label per example'
     )
   test_split = next((s for s in ('test', 'validation') if s in info.splits), None)
   if 'train' not in info.splits or test_split is None:
@@ -181,6 +201,7 @@ def _layout(builder: Any, image_size: int | None) -> _Layout:
       ' want a split `train`, and `test` or `validation`'
     )
   height, width, channels = image.shape
+  channels = min(channels, 3)  # The fourth is transparency.
   if image_size is not None:
     height = width = image_size
   if height is None or width is None:
@@ -203,20 +224,30 @@ def _layout(builder: Any, image_size: int | None) -> _Layout:
 # ------------------------------------------------------------------------------
 
 
-def _read_split(builder: Any, split: str, layout: _Layout) -> Split:
+def _read_split(builder: Any, split: str, layout: _Layout) -> Examples:
   """Reads and decodes a whole split.
 
   Raises:
     DatasetError: If the prepared data is damaged or of an unreadable format.
   """
   num_examples = builder.info.splits[split].num_examples
-  images = np.empty((num_examples, *layout.image_shape), np.uint8)
-  labels = np.empty(num_examples, np.int32)
+  try:  # The number is the metadata's; memory is taken as examples are read.
+    images = np.empty((num_examples, *layout.image_shape), np.uint8)
+    labels = np.empty(num_examples, np.int32)
+    digests = np.empty(num_examples, np.uint64)
+  except (MemoryError, ValueError) as error:
+    raise DatasetError(
+      f'{builder.data_dir}: {split}: got {num_examples} examples of'
+      f' {layout.image_shape}, want what fits into memory'
+    ) from error
   num_read = 0
   try:
     with _quiet_absl():
       for example in _read_examples(builder, split, layout.image_key):
-        images[num_read] = _decode_image(example[layout.image_key], layout)
+        encoded = io.BytesIO(example[layout.image_key])
+        image = decoding.decode(encoded, layout.image_shape[-1])
+        digests[num_read] = digest(image)
+        images[num_read] = _fit(image, layout)
         labels[num_read] = example[layout.label_key]
         num_read += 1
   except DatasetError:
@@ -239,7 +270,7 @@ def _read_split(builder: Any, split: str, layout: _Layout) -> Split:
       f'{builder.data_dir}: {split}: got labels {labels.min()} to {labels.max()}, want'
       f' 0 to {num_classes - 1}'
     )
-  return Split(images, labels)
+  return Examples(images, labels, digests)
 
 
 def _read_examples(
@@ -281,21 +312,21 @@ def _read_tfrecord(path: pathlib.Path) -> Iterator[bytes]:
   the data's checksum (4 bytes). The checksums are ignored: Python has no fast CRC-32C,
   and encoded images have checksums of their own.
   """
-  with path.open('rb') as file:
+  with files.open_regular(path) as file:
+    size = os.fstat(file.fileno()).st_size
     while header := file.read(12):
       (length,) = struct.unpack('<Q', header[:8])
       # A damaged length must not allocate more than the file has.
-      record = file.read(min(length, path.stat().st_size))
+      record = file.read(min(length, size))
       if len(record) != length or len(file.read(4)) != 4:
         raise EOFError(f'{path.name} ends inside a record')
       yield record
 
 
-def _decode_image(encoded: bytes, layout: _Layout) -> np.ndarray:
-  """Returns the image, uint8 of the layout's image shape."""
-  pixels = decoding.decode(io.BytesIO(encoded), layout.image_shape[-1])
+def _fit(image: np.ndarray, layout: _Layout) -> np.ndarray:
+  """Returns the image in the layout's shape."""
   if layout.image_size is not None:
-    return decoding.resize(pixels, layout.image_size)
-  if pixels.shape != layout.image_shape:
-    raise ValueError(f'image of shape {pixels.shape}, not {layout.image_shape}')
-  return pixels
+    return decoding.resize(image, layout.image_size)
+  if image.shape != layout.image_shape:
+    raise ValueError(f'image of shape {image.shape}, not {layout.image_shape}')
+  return image

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lamarck_jax.data import decoding
 from tests.data.conftest import Cached, assert_equal
 
 
@@ -56,6 +57,16 @@ def test_a_cache_that_is_damaged_or_of_other_data_is_replaced(
   assert_equal(place.load('mnist'), dataset)
   assert path.stat().st_size == len(content)
   assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_a_cache_of_other_rules_of_decoding_is_not_used(
+  cached: Cached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  place, dataset, path = cached
+  monkeypatch.setattr(decoding, 'VERSION', decoding.VERSION + 1)
+  old = path.read_bytes()
+  assert_equal(place.load('mnist'), dataset)
+  assert path.read_bytes() != old
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(cached: Cached) -> None:

@@ -6,6 +6,7 @@ the time in the gzip headers; LAMARCK_FASHION_MNIST_DEB is the path of the packa
 of a folder with its four archives.
 """
 
+import hashlib
 import io
 import os
 import pathlib
@@ -32,14 +33,18 @@ def _skip_unless_prepared(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-  ('name', 'num_train', 'image_shape', 'pixel_mean'),
+  ('name', 'num_train', 'image_shape', 'pixel_mean', 'sha256'),
   [
-    ('cifar10', 45_000, (32, 32, 3), 120.7),
-    ('fashion_mnist', 55_000, (28, 28, 1), 72.9),
+    ('cifar10', 45_000, (32, 32, 3), 120.7, '924b60276c0f4b8b'),
+    ('fashion_mnist', 55_000, (28, 28, 1), 72.9, '3401578471577ddf'),
   ],
 )
 def test_real_data_has_the_sizes_of_the_paper(
-  name: str, num_train: int, image_shape: tuple[int, int, int], pixel_mean: float
+  name: str,
+  num_train: int,
+  image_shape: tuple[int, int, int],
+  pixel_mean: float,
+  sha256: str,
 ) -> None:
   _skip_unless_prepared(name)
 
@@ -54,6 +59,12 @@ def test_real_data_has_the_sizes_of_the_paper(
   assert set(np.bincount(pool_labels)) == {(num_train + 5_000) // 10}
   assert set(np.bincount(dataset.test.labels)) == {1_000}
   assert dataset.train.images.mean() == pytest.approx(pixel_mean, abs=0.3)
+  # Published results are of these splits.
+  digest = hashlib.sha256()
+  for split in splits:
+    digest.update(split.images.tobytes())
+    digest.update(split.labels.tobytes())
+  assert digest.hexdigest().startswith(sha256)
   small = datasets.load(name, num_train=1_000)
   np.testing.assert_array_equal(small.train.images, dataset.train.images[:1_000])
   np.testing.assert_array_equal(small.validation.images, dataset.validation.images)

@@ -10,7 +10,7 @@ import pytest
 
 from lamarck_jax import errors
 from lamarck_jax.data import datasets
-from tests.data.conftest import REPOSITORY, Place, counts
+from tests.data.conftest import REPOSITORY, Place, counts, make_archives
 
 
 def test_digits_splits_hold_every_example_exactly_once() -> None:
@@ -41,6 +41,21 @@ def test_fewer_training_examples_leave_the_other_splits_as_they_are() -> None:
   np.testing.assert_array_equal(small.train.images, whole.train.images[:100])
   np.testing.assert_array_equal(small.validation.images, whole.validation.images)
   np.testing.assert_array_equal(small.test.labels, whole.test.labels)
+
+
+@pytest.mark.parametrize('name', ['mnist', 'fashion_mnist', 'cifar10', 'cifar100'])
+def test_the_papers_data_sets_are_split_by_the_order_of_tfds(
+  name: str, place: Place
+) -> None:
+  place.put(name, make_archives(name)[1])
+  whole = place.load(name)
+  small = place.load(name, num_train=10, num_validation=3)
+  for array in ('images', 'labels'):
+    stored = np.concatenate(
+      [getattr(whole.train, array), getattr(whole.validation, array)]
+    )
+    np.testing.assert_array_equal(getattr(small.train, array), stored[:10])
+    np.testing.assert_array_equal(getattr(small.validation, array), stored[-3:])
 
 
 @pytest.mark.parametrize(

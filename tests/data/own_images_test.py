@@ -1,6 +1,8 @@
 """A user's own images, from an npz file and from a folder."""
 
+import os
 import pickle
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -75,12 +77,12 @@ def test_splits_are_disjoint_stratified_and_the_same_every_time(tmp_path):
 def test_a_folder_gives_its_images_and_the_names_of_its_classes(tmp_path):
   name = _write_folder(tmp_path)
   (tmp_path / 'train' / 'cat' / 'notes.txt').write_text('no image')
-  _write_folder(tmp_path, (('dog', 5),), 'test')
+  _write_folder(tmp_path, (('cat', 2), ('dog', 3)), 'test')
   dataset = datasets.load(name, num_validation=10)
   assert dataset.class_names == ('cat', 'dog')
   assert dataset.image_shape == (9, 10, 3)
   assert len(dataset.train.labels) == 50
-  assert list(dataset.test.labels) == [1] * 5
+  assert list(dataset.test.labels) == [0] * 2 + [1] * 3
   expected = {(image // 2).tobytes() for image in _images(36)}
   for image, label in zip(dataset.train.images, dataset.train.labels):
     assert (image - np.uint8(100 * label)).tobytes() in expected
@@ -123,11 +125,9 @@ def test_images_of_many_sizes_can_be_resized(tmp_path):
     ({'y_train': np.arange(60) % 2 * 2}, "class '1': got no training images"),
     ({'y_train': np.zeros(60, int)}, 'at least 2'),
     ({'class_names': np.array(['a'])}, 'class_names'),
-    ({'x_train': _images(4), 'y_train': np.arange(4) % 3}, 'at least 6'),
-    (
-      {'x_test': _images(3, size=10), 'y_test': np.arange(3)},
-      'want the 9x10x3',
-    ),
+    ({'x_train': _images(4), 'y_train': np.arange(4) % 3}, 'at least 3'),
+    ({'x_test': _images(3, size=10), 'y_test': np.arange(3)}, 'want the 9x10x3'),
+    ({'x_test': _images(2), 'y_test': np.arange(2)}, "class '2': got no test images"),
   ],
 )
 def test_an_unsuitable_npz_is_refused_with_the_reason(tmp_path, arrays, wanted):
@@ -188,12 +188,24 @@ def _break_folder(path, how):
     image.write_bytes(image.read_bytes()[:-40])
   elif how == 'no image':
     image.write_text('no image')
-  elif how == 'a folder':
+  elif how == 'a pipe':
     image.unlink()
-    image.mkdir()
+    os.mkfifo(image)
+  elif how == 'a broken link':
+    image.unlink()
+    image.symlink_to('nowhere.png')
+  elif how == 'empty':
+    image.write_bytes(b'')
+  elif how == 'no folder below train':
+    shutil.rmtree(path / 'train')
+    (path / 'train').mkdir()
+    return name, 'one per class'
   elif how == 'unknown class':
-    _write_folder(path, (('fox', 2),), 'test')
+    _write_folder(path, (('cat', 2), ('dog', 2), ('fox', 2)), 'test')
     return name, 'fox'
+  elif how == 'a class without test images':
+    _write_folder(path, (('cat', 2),), 'test')
+    return name, 'dog'
   elif how == 'no test images':
     (path / 'test' / 'dog').mkdir(parents=True)
     return name, 'test'
@@ -208,8 +220,12 @@ def _break_folder(path, how):
     'another size',
     'cut off',
     'no image',
-    'a folder',
+    'a pipe',
+    'a broken link',
+    'empty',
+    'no folder below train',
     'unknown class',
+    'a class without test images',
     'no test images',
   ],
 )

@@ -130,6 +130,21 @@ def test_a_missing_manual_dir_is_named(place: Place) -> None:
   assert 'dataset.manual_dir: got' in place.error('mnist')
 
 
+def test_litter_beside_archives_is_ignored_and_a_pipe_is_refused(place: Place) -> None:
+  _, archives = make_archives('mnist')
+  place.put('mnist', archives)
+  for name in ('.DS_Store', '._train-images-idx3-ubyte.gz', 'Thumbs.db'):
+    (place.manual_dir / name).write_bytes(b'litter')
+  (place.manual_dir / '@eaDir').mkdir()
+  path = place.manual_dir / 'train-images-idx3-ubyte.gz'
+  path.unlink()
+  os.mkfifo(path)
+  assert 'train-images-idx3-ubyte.gz: got Not a regular file' in place.error('mnist')
+  path.unlink()
+  path.write_bytes(archives[path.name])
+  assert len(place.load('mnist').test.labels) == 20
+
+
 def test_a_data_dir_that_cannot_be_written_to_is_named(place: Place) -> None:
   _, archives = make_archives('mnist')
   place.put('mnist', archives)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import io
+import os
 import struct
 from typing import Any
 
@@ -66,12 +67,13 @@ class LamarckTestImages(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version('1.0.0')
   image_shape: tuple[int | None, ...] = (None, None, 3)
   label: Any = None
+  dtype: Any = np.uint8
   sizes: tuple[tuple[int, int], ...] = ((6, 4),)
   splits: tuple[str, ...] = ('train', 'validation')
 
   def _info(self) -> Any:
     features = {
-      'image': tfds.features.Image(shape=self.image_shape),
+      'image': tfds.features.Image(shape=self.image_shape, dtype=self.dtype),
       'label': self.label or tfds.features.ClassLabel(num_classes=3),
     }
     return tfds.core.DatasetInfo(
@@ -87,7 +89,11 @@ class LamarckTestImages(tfds.core.GeneratorBasedBuilder):
       buffer = io.BytesIO()
       channels = self.image_shape[-1]
       mode = {1: 'L', 3: 'RGB', 4: 'RGBA'}[channels or 3]
-      Image.new(mode, (width, height), color=(index,) * len(mode)).save(buffer, 'PNG')
+      if self.dtype == np.uint16:
+        image = Image.fromarray(np.full((height, width), 256 * index, np.uint16))
+      else:
+        image = Image.new(mode, (width, height), color=(index,) * len(mode))
+      image.save(buffer, 'PNG')
       yield index, {'image': buffer.getvalue(), 'label': index % 3}
 
 
@@ -119,6 +125,86 @@ def test_any_prepared_image_classification_data_set_is_read_by_its_name(
   )
 
 
+def test_a_set_that_is_stored_by_class_is_split_with_all_classes(
+  place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  class LamarckTestSorted(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self) -> Any:
+      features = {
+        'image': tfds.features.Image(shape=(8, 8, 1)),
+        'label': tfds.features.ClassLabel(num_classes=10),
+      }
+      return tfds.core.DatasetInfo(
+        builder=self,
+        features=tfds.features.FeaturesDict(features),
+        disable_shuffling=True,
+      )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+      return {name: self._generate_examples(seed) for seed, name in enumerate(SIZES)}
+
+    def _generate_examples(self, seed: int) -> Iterator[tuple[int, dict[str, Any]]]:
+      shape = (200, 8, 8, 1)
+      images = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+      for index, image in enumerate(images):
+        buffer = io.BytesIO()
+        Image.fromarray(image[..., 0]).save(buffer, 'PNG')
+        yield index, {'image': buffer.getvalue(), 'label': index // 20}
+
+  LamarckTestSorted(
+    data_dir=place.data_dir, file_format='array_record'
+  ).download_and_prepare()
+  for kwargs, sizes in (
+    ({}, (18, 2)),
+    ({'num_train': 30, 'num_validation': 50}, (3, 5)),
+  ):
+    dataset = place.load('lamarck_test_sorted', **kwargs)
+    assert np.bincount(dataset.train.labels).tolist() == [sizes[0]] * 10
+    assert np.bincount(dataset.validation.labels).tolist() == [sizes[1]] * 10
+    assert np.bincount(dataset.test.labels).tolist() == [20] * 10
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_images_are_decoded_as_those_of_a_folder(
+  dtype: Any, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  channels = 4 if dtype == np.uint8 else 1
+  name = _prepare_images(place, monkeypatch, image_shape=(4, 6, channels), dtype=dtype)
+  values = place.load(name).test.images[:, 0, 0].tolist()
+  index = np.arange(30)
+  if dtype == np.uint8:  # Of color and alpha i, on white.
+    expected = np.rint(255 + (index - 255) * index / 255)
+    np.testing.assert_allclose(
+      sorted(values), sorted([value] * 3 for value in expected), atol=1
+    )
+  else:
+    assert sorted(values) == [[value] for value in index]
+
+
+def test_litter_beside_prepared_data_changes_nothing_and_a_pipe_is_refused(
+  cached: Cached,
+) -> None:
+  place, dataset, _ = cached
+  version_dir = place.version_dir('mnist')
+  for folder in (place.data_dir, version_dir.parent, version_dir):
+    (folder / '.DS_Store').write_bytes(b'litter')
+    (folder / '._3.0.1').write_bytes(b'litter')
+    for name in ('@eaDir', '__MACOSX', '.ipynb_checkpoints'):
+      (folder / name).mkdir()
+  assert_equal(place.load('mnist'), dataset)
+  for path in sorted(version_dir.iterdir()):
+    if path.is_file() and not path.name.startswith('.'):
+      content = path.read_bytes()
+      path.unlink()
+      os.mkfifo(path)
+      assert f'{path}: got Not a regular file' in place.error('mnist')
+      path.unlink()
+      path.write_bytes(content)
+  assert_equal(place.load('mnist'), dataset)
+
+
 def test_images_of_different_sizes_need_an_image_size(
   place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +216,6 @@ def test_images_of_different_sizes_need_an_image_size(
 @pytest.mark.parametrize(
   ('kwargs', 'wanted'),
   [
-    ({'image_shape': (4, 6, 4)}, '1 or 3 channels'),
     ({'label': tfds.features.Scalar(np.int64)}, 'one class label'),
     ({'splits': ('train',)}, '`test` or `validation`'),
     ({'splits': ('test',)}, 'a split `train`'),
