@@ -199,9 +199,10 @@ class Trial:
     self.progress.training(self.evaluation, child)
     trainer.compile(child)
     self.stopwatch.lap('compile')
-    trainer.compile_ahead(list(self._successors()))
     self.fitness_before = trainer.accuracy(child, variables, 'validation')
     self.stopwatch.lap('birth')
+    # Only now, since tracing takes the interpreter, and that pass is short.
+    trainer.compile_ahead(list(self._successors()))
     key, rates = self.state.key(Purpose.TRAINING), learning_rates(self._config)
     variables = trainer.train(key, child, variables, rates, self._check_epoch)
     self.stopwatch.lap('train')
