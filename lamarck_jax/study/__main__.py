@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from lamarck_jax import config as config_lib
 from lamarck_jax.errors import UserError
-from lamarck_jax.runtime import command_line, signals
+from lamarck_jax.runtime import command_line, process, signals
 from lamarck_jax.study import results, runner
 from lamarck_jax.study.executors import Executor, LocalExecutor, RayExecutor, Task
 
@@ -47,20 +47,28 @@ def _define_flags() -> None:
   flags.DEFINE_integer(
     'num_workers',
     None,
-    'Maximum number of concurrent runs; by default one per GPU, or else per core, and'
-    ' with Ray as many as the cluster has room for.',
+    'Maximum number of concurrent runs; by default as many as fill the GPUs, or else'
+    ' one per core, and with Ray as many as the cluster has room for.',
     lower_bound=1,
   )
   flags.DEFINE_string(
     'ray_address', None, 'Ray cluster to join; one is started here by default.'
   )
   flags.DEFINE_float('cpus_per_run', 1, 'Ray: CPUs that a run needs.', lower_bound=1)
-  flags.DEFINE_float('gpus_per_run', 0, 'Ray: GPUs that a run needs.', lower_bound=0)
+  flags.DEFINE_float(
+    'gpus_per_run',
+    0,
+    'Ray: GPUs that a run needs; 0.25 for four runs on one.',
+    lower_bound=0,
+  )
 
 
-def _make_executor(values: flags.FlagValues) -> Executor:
+def _make_executor(values: flags.FlagValues, tasks: list[Task]) -> Executor:
   if values.engine == 'local':
-    return LocalExecutor(values.num_workers)
+    sizes = [process.largest_activations(task.config) for task in tasks]
+    known = [size for size in sizes if size is not None]
+    largest = max(known) if len(known) == len(sizes) else None
+    return LocalExecutor(values.num_workers, largest)
   return RayExecutor(
     values.ray_address,
     cpus_per_run=values.cpus_per_run,
@@ -72,7 +80,7 @@ def _make_executor(values: flags.FlagValues) -> Executor:
 def _run(tasks: list[Task], values: flags.FlagValues) -> dict[Task, str]:
   """Runs the searches; a signal ends the program with the signal's exit status."""
   signals.install()
-  executor = _make_executor(values)
+  executor = _make_executor(values, tasks)
   progress = runner.Progress(tasks)
   try:
     return runner.run(tasks, executor, progress.ended, progress.update)
