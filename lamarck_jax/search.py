@@ -22,7 +22,14 @@ from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 from lamarck_jax.run_directory import dataset_record, history, lock, records
 from lamarck_jax.run_directory.progress import Progress, print_dataset
-from lamarck_jax.runtime import allocator, environment, jax_settings, paths, stopwatch
+from lamarck_jax.runtime import (
+  allocator,
+  devices,
+  environment,
+  jax_settings,
+  paths,
+  stopwatch,
+)
 from lamarck_jax.search_state import (
   Purpose,
   SearchState,
@@ -80,6 +87,7 @@ def run(
     logging.info('%s holds a finished search', workdir)
     return result
   dataset, dataset_of_run = dataset_record.load(config.dataset, workdir)
+  devices.check_platform()
   trainer = Trainer(
     dataset,
     batch_size=config.batch_size,
@@ -193,9 +201,10 @@ class Trial:
     self.progress.training(self.evaluation, child)
     trainer.compile(child)
     self.stopwatch.lap('compile')
-    trainer.compile_ahead(list(self._successors()))
     self.fitness_before = self._measure(variables)[self._config.fitness]
     self.stopwatch.lap('birth')
+    # Only now, since tracing takes the interpreter, and that pass is short.
+    trainer.compile_ahead(list(self._successors()))
     key, rates = self.state.key(Purpose.TRAINING), learning_rates(self._config)
     variables = trainer.train(key, child, variables, rates, self._check_epoch)
     self.stopwatch.lap('train')

@@ -1,5 +1,6 @@
 """The cores and GPUs of a machine, and the cores as JAX devices that share a batch."""
 
+from collections.abc import Sequence
 import functools
 import importlib.util
 import os
@@ -37,6 +38,23 @@ def available_gpus() -> list[str]:
     return []
   listing = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True)
   return [str(index) for index, _ in enumerate(listing.stdout.splitlines())]
+
+
+def gpu_memory(gpus: Sequence[str]) -> int | None:
+  """Returns the bytes of memory of the smallest of some GPUs; None if unknown.
+
+  Args:
+    gpus: Their identifiers, of `available_gpus`.
+  """
+  if not gpus or not shutil.which('nvidia-smi'):
+    return None
+  query = ['nvidia-smi', f'--id={",".join(gpus)}', '--query-gpu=memory.total']
+  query.append('--format=csv,noheader,nounits')
+  listing = subprocess.run(query, capture_output=True, text=True)
+  sizes = [line.strip() for line in listing.stdout.splitlines()]
+  if listing.returncode or not sizes or not all(map(str.isdecimal, sizes)):
+    return None
+  return min(map(int, sizes)) * 2**20
 
 
 # Cached because `configure_cpu_devices` may lower PJRT_NPROC, which limits XLA's

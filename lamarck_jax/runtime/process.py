@@ -1,8 +1,11 @@
 """Process-wide settings of a search; apply before JAX initialises."""
 
+import contextlib
+import gc
 import os
 import subprocess
 import sys
+import threading
 
 from absl import logging
 import jax
@@ -34,8 +37,9 @@ def configure(config: config_dict.ConfigDict, xla_cache_dir: str | None = None) 
   """Sets memory, devices and the compilation cache of this process for a search.
 
   Programs call this once, before JAX initialises its devices, which it does at the
-  end. `search.run` does not call it, since a library must not change settings of its
-  caller's process; those that are a matter of one thread it sets (`jax_settings`).
+  end; on a GPU, which takes a while, in a thread. `search.run` does not call it, since
+  a library must not change settings of its caller's process; those that are a matter of
+  one thread it sets (`jax_settings`).
 
   Args:
     config: The configuration of the search.
@@ -50,13 +54,17 @@ def configure(config: config_dict.ConfigDict, xla_cache_dir: str | None = None) 
   for option, value in _PROGRAM_OPTIONS.items():
     if option.upper() in os.environ:
       jax.config.update(option, value)
-  image_size = config.dataset.image_size or datasets.IMAGE_SIZES.get(
-    config.dataset.name
-  )
-  allocator.keep_freed_memory(_largest_activations(config, image_size))
-  devices.configure_cpu_devices(config.batch_size, image_size)
+  if not gc.get_freeze_count():
+    # What was imported stays; full collections need not look through it each time.
+    gc.freeze()
+  allocator.keep_freed_memory(largest_activations(config))
+  devices.configure_cpu_devices(config.batch_size, _image_size(config))
   compilation_cache.enable(xla_cache_dir)
-  devices.check_platform()
+  if devices.available_gpus():
+    # The data can be read meanwhile; `search.run` waits for it.
+    threading.Thread(target=_start_jax, name='start JAX').start()
+  else:
+    devices.check_platform()
 
 
 def _check_xla_flags() -> None:
@@ -77,11 +85,23 @@ def _check_xla_flags() -> None:
   )
 
 
-def _largest_activations(
-  config: config_dict.ConfigDict, image_size: int | None
-) -> int | None:
-  """Returns the bytes of a batch's largest activations; None if the size is unknown."""
-  if image_size is None:
+def largest_activations(config: config_dict.ConfigDict) -> int | None:
+  """Returns the bytes of a batch's largest activations; None if the size is unknown.
+
+  They are those of a block with most filters on images of the full size, in float32.
+  """
+  size = _image_size(config)
+  if size is None:
     return None
-  num_values = config.batch_size * image_size**2 * max(config.search_space.filters)
+  num_values = config.batch_size * size**2 * max(config.search_space.filters)
   return _BYTES_PER_VALUE * num_values
+
+
+def _image_size(config: config_dict.ConfigDict) -> int | None:
+  """Returns the pixels per side, or None if only the data tell."""
+  return config.dataset.image_size or datasets.IMAGE_SIZES.get(config.dataset.name)
+
+
+def _start_jax() -> None:
+  with contextlib.suppress(UserError):  # It reaches the main thread as well.
+    devices.check_platform()

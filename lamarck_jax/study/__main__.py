@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from lamarck_jax import config as config_lib
 from lamarck_jax.errors import UserError
-from lamarck_jax.runtime import command_line, signals
+from lamarck_jax.runtime import command_line, process, signals
 from lamarck_jax.study import results, runner
 from lamarck_jax.study.executors import Executor, LocalExecutor, RayExecutor, Task
 from lamarck_jax.study.slurm import SlurmExecutor
@@ -52,8 +52,8 @@ def _define_flags() -> None:
   flags.DEFINE_integer(
     'num_workers',
     None,
-    'Maximum number of concurrent runs; by default one per GPU, or else per core, and'
-    ' with Ray and Slurm as many as the cluster has room for.',
+    'Maximum number of concurrent runs; by default as many as fill the GPUs, or else'
+    ' one per core, and with Ray and Slurm as many as the cluster has room for.',
     lower_bound=1,
   )
   flags.DEFINE_string(
@@ -63,7 +63,10 @@ def _define_flags() -> None:
     'cpus_per_run', 1, 'Ray, Slurm: CPUs that a run needs.', lower_bound=1
   )
   flags.DEFINE_float(
-    'gpus_per_run', 0, 'Ray, Slurm: GPUs that a run needs.', lower_bound=0
+    'gpus_per_run',
+    0,
+    'Ray, Slurm: GPUs that a run needs; with Ray 0.25 for four runs on one.',
+    lower_bound=0,
   )
   flags.DEFINE_list(
     'slurm_parameters',
@@ -78,9 +81,12 @@ def _define_flags() -> None:
   )
 
 
-def _make_executor(values: flags.FlagValues) -> Executor:
+def _make_executor(values: flags.FlagValues, tasks: list[Task]) -> Executor:
   if values.engine == 'local':
-    return LocalExecutor(values.num_workers)
+    sizes = [process.largest_activations(task.config) for task in tasks]
+    known = [size for size in sizes if size is not None]
+    largest = max(known) if len(known) == len(sizes) else None
+    return LocalExecutor(values.num_workers, largest)
   if values.engine == 'slurm':
     return SlurmExecutor(
       pathlib.Path(values.workdir).absolute() / 'logs' / 'slurm',
@@ -117,7 +123,7 @@ def _parse_parameters(texts: list[str]) -> dict[str, str]:
 def _run(tasks: list[Task], values: flags.FlagValues) -> dict[Task, str]:
   """Runs the searches; a signal ends the program with the signal's exit status."""
   signals.install()
-  executor = _make_executor(values)
+  executor = _make_executor(values, tasks)
   progress = runner.Progress(tasks)
   try:
     return runner.run(tasks, executor, progress.ended, progress.update)

@@ -26,7 +26,7 @@ from ml_collections import config_dict
 from lamarck_jax.errors import StorageError, UserError
 from lamarck_jax.run_directory import durable
 from lamarck_jax.runtime import devices
-from lamarck_jax.study import checked_files
+from lamarck_jax.study import checked_files, gpu_sharing
 
 # None, or why a run failed; an exception if its process died.
 Outcome = concurrent.futures.Future[str | None]
@@ -153,8 +153,7 @@ def worker_resources(
     if gpus:
       workers_per_gpu = -(-num_workers // len(gpus))
       environment['CUDA_VISIBLE_DEVICES'] = gpus[worker % len(gpus)]
-      # XLA preallocates three quarters of a GPU's memory by default.
-      environment['XLA_PYTHON_CLIENT_MEM_FRACTION'] = f'{0.75 / workers_per_gpu:.3f}'
+      environment |= gpu_sharing.memory_share(workers_per_gpu)
     first = worker * len(cores) // num_workers
     workers.append((list(cores[first : first + cores_per_worker]), environment))
   return workers
@@ -167,10 +166,22 @@ class LocalExecutor:
     num_workers: Maximum number of concurrent runs.
   """
 
-  def __init__(self, num_workers: int | None = None):
-    """Divides the machine; by default one worker per GPU, or else per core."""
+  def __init__(
+    self, num_workers: int | None = None, activation_bytes: int | None = None
+  ):
+    """Divides the machine among workers.
+
+    Args:
+      num_workers: Their number; by default one per core, or where there are GPUs as
+        many for each as `gpu_sharing.searches_per_gpu` says.
+      activation_bytes: Size of the runs' largest activations in bytes, if known.
+    """
     cores, gpus = devices.available_cores(), devices.available_gpus()
-    self.num_workers = num_workers or len(gpus or cores)
+    if not num_workers and gpus:
+      num_workers = len(gpus) * gpu_sharing.searches_per_gpu(
+        activation_bytes, devices.gpu_memory(gpus), len(cores) // len(gpus)
+      )
+    self.num_workers = num_workers or len(cores)
     self._resources = worker_resources(self.num_workers, cores, gpus)
     self._pools: list[concurrent.futures.ProcessPoolExecutor | None]
     self._pools = [None] * self.num_workers
@@ -224,6 +235,19 @@ def _initialise_worker(cores: Sequence[int], environment: Mapping[str, str]) -> 
   threading.Thread(target=end_with_parent, daemon=True).start()
 
 
+def ray_environment(cpus_per_run: float, gpus_per_run: float) -> dict[str, str]:
+  """Returns the environment variables of a run on Ray, which chooses cores and GPU.
+
+  Args:
+    cpus_per_run: CPUs that it asks for.
+    gpus_per_run: GPUs that it asks for; below 1 it shares one with other runs.
+  """
+  environment = {'PJRT_NPROC': str(max(1, int(cpus_per_run)))}
+  if 0 < gpus_per_run < 1:
+    environment |= gpu_sharing.memory_share(1 / gpus_per_run)
+  return environment
+
+
 class RayExecutor:
   """Tasks of a Ray cluster.
 
@@ -249,7 +273,8 @@ class RayExecutor:
       address: As `ray.init` takes it; None starts a cluster on this machine, unless
         the environment variable RAY_ADDRESS names one.
       cpus_per_run: CPUs that each run asks for.
-      gpus_per_run: GPUs that each run asks for; may be below 1.
+      gpus_per_run: GPUs that each run asks for; 0.25 gives a GPU, and its memory, to
+        four runs at a time.
       num_workers: Maximum number of runs at a time; unlimited by default.
 
     Raises:
@@ -278,7 +303,7 @@ class RayExecutor:
       num_gpus=gpus_per_run,
       max_calls=1,  # A process per run, since its settings hold for the process.
       max_retries=0,  # The runner retries, and counts.
-      runtime_env={'env_vars': {'PJRT_NPROC': str(max(1, int(cpus_per_run)))}},
+      runtime_env={'env_vars': ray_environment(cpus_per_run, gpus_per_run)},
     )(perform)
 
   def _warn_if_scarce(self, needed_per_run: Mapping[str, float]) -> None:

@@ -17,7 +17,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from lamarck_jax.xla import im2col, winograd
+from lamarck_jax.xla import im2col, sharding, winograd
 from lamarck_jax.xla.im2col import Geometry
 
 # Below this number of input channels the columns of the input are the smaller ones.
@@ -52,7 +52,7 @@ def convolve(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
   as_it_is = functools.partial(padded, geometry)
   default = evenly_padded if kernel.shape[-1] <= _FEW_FILTERS else as_it_is
-  return lax.platform_dependent(x, kernel, cpu=as_it_is, default=default)
+  return sharding.by_platform(x, kernel, cpu=as_it_is, default=default)
 
 
 def _even_padding(geometry: Geometry, kernel: jax.Array) -> tuple[Geometry, jax.Array]:
@@ -126,7 +126,7 @@ def _by_platform(
   """Applies the form for the CPU, which is for float32, or the one for all else."""
   if x.dtype != jnp.float32:
     return default(x, *args)
-  return lax.platform_dependent(x, *args, cpu=cpu, default=default)
+  return sharding.by_platform(x, *args, cpu=cpu, default=default)
 
 
 def _with_moments(

@@ -1,9 +1,10 @@
 """Cross-entropy without the scatter that integer labels have for a gradient."""
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 import optax
+
+from lamarck_jax.xla import sharding
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -15,7 +16,7 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """
   # For a scatter of floats a GPU sorts; a product with one-hot labels costs nothing
   # there. On the CPU both take the same time.
-  return lax.platform_dependent(
+  return sharding.by_platform(
     logits,
     labels,
     cpu=optax.softmax_cross_entropy_with_integer_labels,

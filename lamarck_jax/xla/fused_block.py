@@ -217,7 +217,7 @@ def _shard_gradients(
 
 def _where_positive(t: jax.Array, values: jax.Array) -> jax.Array:
   """Returns `values`, and 0 where t is not positive."""
-  return lax.platform_dependent(
+  return sharding.by_platform(
     t,
     values,
     cpu=lambda t, values: jnp.where(t > 0, values, 0),

@@ -57,6 +57,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
 # ------------------------------------------------------------------------------
 
 
+def by_platform(
+  *arrays: jax.Array, cpu: Callable[..., Any], default: Callable[..., Any]
+) -> Any:
+  """Applies the function for the CPU, or the one for all other platforms.
+
+  Args:
+    *arrays: What the function gets.
+    cpu: The function on the CPU.
+    default: The function on any other platform.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  if device is None:
+    return lax.platform_dependent(*arrays, cpu=cpu, default=default)
+  # That would trace both, and Python takes longer for the CPU's than for all else.
+  return cpu(*arrays) if device.device_kind == 'cpu' else default(*arrays)
+
+
 def num_shards() -> int:
   """Returns the number of devices that share a batch."""
   return jax.sharding.get_abstract_mesh().shape.get(BATCH, 1)

@@ -33,6 +33,13 @@ def test_digits_splits_hold_every_example_exactly_once() -> None:
     assert set(split.labels.tolist()) == set(range(10))
   assert digits.train.images.max() == 255
   assert counts(digits.train, digits.validation, digits.test) == counts(expected)
+  # They are read from scikit-learn's file without it, in an order of their own.
+  order = np.random.RandomState(0).permutation(len(source.target))
+  parts = (digits.train, digits.validation, digits.test)
+  images = np.concatenate([split.images for split in parts])[..., 0]
+  np.testing.assert_array_equal(images, expected.images[order])
+  labels = np.concatenate([split.labels for split in parts])
+  np.testing.assert_array_equal(labels, expected.labels[order])
 
 
 def test_fewer_training_examples_leave_the_other_splits_as_they_are() -> None:
@@ -120,10 +127,12 @@ def test_a_data_set_that_is_not_prepared_here_says_how_to_prepare_it(
   assert 'dataset.data_dir' in message
 
 
-def test_importing_the_module_imports_no_library_of_data() -> None:
+def test_a_search_of_digits_imports_no_library_that_it_does_not_use() -> None:
   code = (
-    'import sys, lamarck_jax.data.datasets;'
-    "heavy = {'tensorflow_datasets', 'tensorflow', 'sklearn', 'PIL', 'requests'};"
+    'import sys, lamarck_jax.search, lamarck_jax.report.html_page;'
+    "lamarck_jax.search.datasets.load('digits');"
+    "heavy = {'tensorflow_datasets', 'tensorflow', 'sklearn', 'PIL', 'requests',"
+    " 'scipy.linalg', 'scipy.stats', 'matplotlib', 'plotly', 'pandas'};"
     'sys.exit(str(heavy & sys.modules.keys()) if heavy & sys.modules.keys() else 0)'
   )
   subprocess.run([sys.executable, '-c', code], cwd=REPOSITORY, check=True)

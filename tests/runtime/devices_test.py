@@ -65,6 +65,26 @@ def test_gpus_are_those_that_jax_would_use(monkeypatch, plugins, environment, ex
   assert devices.available_gpus() == expected
 
 
+@pytest.mark.parametrize(
+  ('status', 'listing', 'expected'),
+  [
+    (0, '143771\n81559\n', 81559 * 2**20),
+    (0, '[N/A]\n', None),
+    (0, '', None),
+    (6, 'No devices were found\n', None),
+  ],
+)
+def test_the_memory_is_that_of_the_smallest_gpu(monkeypatch, status, listing, expected):
+  monkeypatch.setattr(devices.shutil, 'which', lambda name: name)
+  monkeypatch.setattr(
+    devices.subprocess,
+    'run',
+    lambda *args, **kwargs: subprocess.CompletedProcess(args, status, listing),
+  )
+  assert devices.gpu_memory(['0', '1']) == expected
+  assert devices.gpu_memory([]) is None
+
+
 def test_a_process_keeps_the_devices_that_jax_has_initialised():
   program = """
 import jax

@@ -1,5 +1,8 @@
 """Tests of `process`: the settings that a search applies before JAX initialises."""
 
+import threading
+
+import jax
 import pytest
 
 from lamarck_jax.errors import UserError
@@ -44,6 +47,16 @@ def test_memory_and_devices_depend_on_the_size_of_the_images(calls, tiny_config)
     ('enable', 'cache'),
     ('check_platform',),
   ]
+
+
+def test_jax_starts_on_a_gpu_while_the_data_are_read(calls, tiny_config, monkeypatch):
+  started = threading.Event()
+  monkeypatch.setattr(jax, 'devices', started.set)
+  process.configure(tiny_config)
+  assert not started.is_set()
+  monkeypatch.setattr(devices, 'available_gpus', lambda: ['0'])
+  process.configure(tiny_config)
+  assert started.wait(10)
 
 
 def test_an_invalid_configuration_is_refused_before_anything_is_set(calls, tiny_config):

@@ -1,7 +1,9 @@
 import pytest
 
+from lamarck_jax import config as config_lib
 from lamarck_jax.errors import UserError
-from lamarck_jax.study import executors
+from lamarck_jax.runtime import devices, process
+from lamarck_jax.study import executors, gpu_sharing
 
 
 def test_every_worker_has_cores_of_its_own():
@@ -21,6 +23,51 @@ def test_workers_take_gpus_in_turn_and_share_their_memory():
   assert gpus == ['3', '5', '3', '5']
   fractions = {env['XLA_PYTHON_CLIENT_MEM_FRACTION'] for _, env in workers}
   assert fractions == {'0.375'}
+
+
+@pytest.mark.parametrize(
+  ('batch_size', 'image_size', 'filters', 'gpu_gigabytes', 'cores', 'expected'),
+  [
+    (512, 32, 256, 80, 16, 1),  # The paper's search fills a GPU.
+    (512, 32, 128, 80, 16, 1),
+    (512, 32, 64, 80, 16, 2),
+    (64, 16, 64, 80, 16, 8),  # Small networks: as many as have two cores each,
+    (64, 16, 64, 80, 5, 2),
+    (64, 16, 64, 80, 1, 1),
+    (64, 16, 64, 16, 64, 7),  # or as have room in the memory.
+    (64, 16, 64, 1, 64, 1),
+  ],
+)
+def test_as_many_searches_share_a_gpu_as_fill_it_and_have_room(
+  batch_size, image_size, filters, gpu_gigabytes, cores, expected
+):
+  config = config_lib.get_config()
+  config.update(batch_size=batch_size)
+  config.dataset.image_size = image_size
+  config.search_space.filters = (16, filters)
+  size = process.largest_activations(config)
+  assert size == batch_size * image_size**2 * filters * 4
+  assert gpu_sharing.searches_per_gpu(size, gpu_gigabytes * 2**30, cores) == expected
+
+
+def test_a_gpu_is_not_shared_where_the_need_or_the_memory_is_unknown():
+  assert gpu_sharing.searches_per_gpu(None, 80 * 2**30, 16) == 1
+  assert gpu_sharing.searches_per_gpu(4 * 2**20, None, 16) == 1
+
+
+def test_runs_on_ray_that_share_a_gpu_share_its_memory():
+  assert executors.ray_environment(2, 0.25) == {
+    'PJRT_NPROC': '2',
+    'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.188',
+  }
+  for gpus in (0, 1, 2):  # Without a GPU, or with GPUs of its own.
+    assert executors.ray_environment(0.5, gpus) == {'PJRT_NPROC': '1'}
+
+
+def test_without_a_gpu_there_is_a_worker_per_core():
+  executor = executors.LocalExecutor(activation_bytes=2**20)
+  assert executor.num_workers == len(devices.available_cores())
+  executor.close()
 
 
 def test_ray_that_is_not_installed_is_an_error_that_names_the_package():

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from scipy import signal
 
+from lamarck_jax.xla import sharding
+
 
 @pytest.fixture
 def gpu_forms(monkeypatch):
   """Computes on any platform in the forms for a GPU."""
   monkeypatch.setattr(
-    lax, 'platform_dependent', lambda *args, cpu, default: default(*args)
+    sharding, 'by_platform', lambda *args, cpu, default: default(*args)
   )
 
 

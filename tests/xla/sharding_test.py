@@ -2,8 +2,10 @@
 
 import json
 
+import jax
 import pytest
 
+from lamarck_jax.xla import sharding
 from tests.conftest import run_program
 
 # Trains and evaluates a network on images whose batches two devices can share.
@@ -92,3 +94,24 @@ print(sharding.batch_mesh(32, (64, 48, 1)).size)
 """
   sizes = list(map(int, run_program(program, JAX_NUM_CPU_DEVICES='16').split()))
   assert sizes == [1, 2, 1, 4, 6, 16, 1, 2]
+
+
+def test_a_compiled_program_is_traced_in_the_form_of_its_platform_alone():
+  traced = []
+
+  def form(name):
+    def apply(x):
+      traced.append(name)
+      return x + len(name)
+
+    return apply
+
+  def function(x):
+    return sharding.by_platform(x, cpu=form('cpu'), default=form('other'))
+
+  with jax.set_mesh(sharding.batch_mesh(16, (8, 8, 1))):
+    assert jax.jit(function)(0) == 3
+  assert traced == ['cpu']
+  # Without a mesh the platform is not known yet.
+  assert jax.jit(function)(0) == 3
+  assert traced[1:] == ['cpu', 'other']
