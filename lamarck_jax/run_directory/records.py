@@ -328,10 +328,11 @@ def _read_environment(path: str | os.PathLike[str]) -> dict[str, Any]:
     content = durable.read_json(pathlib.Path(path) / 'environment.json')
   except DamagedError:
     return {}
-  match content:
-    case {'dataset': dict(dataset), 'starts': list(starts)}:
-      return {'dataset': dataset, 'starts': starts}
-  return {}
+  parts = {'dataset': dict, 'starts': list}
+  content = content or {}
+  return {
+    key: content[key] for key in parts if isinstance(content.get(key), parts[key])
+  }
 
 
 def _evaluation_of(name: str) -> int | None:
