@@ -12,7 +12,7 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
-from lamarck_jax import crossover, inheritance, model, moments
+from lamarck_jax import activations, crossover, inheritance, model, moments
 from lamarck_jax.crossover import Cut, Parent
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
@@ -101,8 +101,8 @@ def _outputs(parent: Parent, depth: int, trainer: Trainer, pooled: bool) -> np.n
   """
   found = []
   for step in _steps(trainer, POOLED_EXAMPLES if pooled else EXAMPLES):
-    activations = trainer.activations(*parent, step)
-    outputs = next(itertools.islice(activations, depth, None))
+    each = activations.outputs(trainer, *parent, step)
+    outputs = next(itertools.islice(each, depth, None))
     found.append(outputs.mean(axis=(1, 2), keepdims=True) if pooled else outputs)
   return np.concatenate(found)
 
@@ -110,7 +110,7 @@ def _outputs(parent: Parent, depth: int, trainer: Trainer, pooled: bool) -> np.n
 def _statistics(parent: Parent, trainer: Trainer) -> dict[str, Any]:
   """Returns the statistics of a network's convolutions, the mean over batches."""
   steps = _steps(trainer, EXAMPLES)
-  found = [trainer.batch_statistics(*parent, step) for step in steps]
+  found = [activations.batch_statistics(trainer, *parent, step) for step in steps]
   return jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *found)
 
 
@@ -138,7 +138,7 @@ def _from_one(
     child,
     config.inheritance,
     # Measured only by the modes that need them.
-    parent_moments=lambda: moments.measure(trainer.activations(*parent)),
+    parent_moments=lambda: moments.measure(activations.outputs(trainer, *parent)),
     image_shape=trainer.image_shape[:2],
     noise=config.inheritance_noise,
     shrink=config.inheritance_shrink,

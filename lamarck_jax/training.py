@@ -5,7 +5,7 @@ step stands below as functions of one block or of the head; `Trainer` chains the
 they become compiled programs, one per block, is in `xla.programs`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import itertools
 from typing import Any, NamedTuple
 
@@ -171,6 +171,7 @@ class Trainer:
     class_names: Names of the classes, by label.
     image_shape: (height, width, channels).
     description: Name, shape, sizes and classes of the data set, ready for JSON.
+    data: The data set on the device.
   """
 
   def __init__(
@@ -217,9 +218,9 @@ class Trainer:
       decorator=jax_settings.applied(),
     )
     self._dtype = jnp.dtype(compute_dtype).type
-    self._data = DeviceData(dataset, batch_size, augmentation, class_weights)
+    self.data = DeviceData(dataset, batch_size, augmentation, class_weights)
     counts = np.zeros((self.num_classes, self.num_classes), np.int32)
-    self._zero_step, self._zero_loss, self._zero_counts = self._data.put(
+    self._zero_step, self._zero_loss, self._zero_counts = self.data.put(
       (np.int32(0), np.float32(0), counts)
     )
 
@@ -260,15 +261,15 @@ class Trainer:
       key: The same for all epochs; `epoch`, the index, is folded in.
       state: The state before; its optimizer state cannot be used again.
     """
-    blocks, head = self._programs(genotype)
+    blocks, head = self.network(genotype)
     params, stats, opt_state = (dict(tree) for tree in state)
-    order = self._data.shuffled(jax.random.fold_in(key, epoch))
-    rate = self._data.put(np.float32(learning_rate))
+    order = self.data.shuffled(jax.random.fold_in(key, epoch))
+    rate = self.data.put(np.float32(learning_rate))
     step, total = self._zero_step, self._zero_loss
     in_flight = programs.InFlight()
     for _ in range(self.steps_per_epoch):
-      x: Any = self._data.images(order, step)
-      targets, residuals = self._data.targets(order, step), {}
+      x: Any = self.data.images(order, step)
+      targets, residuals = self.data.targets(order, step), {}
       for name, block in blocks.items():
         x, stats[name], residuals[name] = block.forward(params[name], stats[name], x)
         in_flight.add(stats[name])
@@ -298,53 +299,23 @@ class Trainer:
 
     Every example of the split, `train`, `validation` or `test`, counts once.
     """
-    blocks, head = self._programs(genotype)
-    params, stats = self._data.put((variables['params'], variables['batch_stats']))
-    order = self._data.in_order(split)
-    num_examples = self._data.put(np.int32(self._data.num_examples(split)))
+    blocks, head = self.network(genotype)
+    params, stats = self.data.put((variables['params'], variables['batch_stats']))
+    order = self.data.in_order(split)
+    num_examples = self.data.put(np.int32(self.data.num_examples(split)))
     step, total = self._zero_step, self._zero_counts
     # `InFlight` would keep activations alive, so every eighth block is waited for: half
     # of what may be in flight, since there can be a head for each block.
     waits = itertools.cycle([False] * (programs.MAX_IN_FLIGHT // 2 - 1) + [True])
-    for _ in range(self._data.num_steps(split)):
-      x: Any = self._data.images(order, step)
-      targets = self._data.targets(order, step)
+    for _ in range(self.data.num_steps(split)):
+      x: Any = self.data.images(order, step)
+      targets = self.data.targets(order, step)
       for name, block in blocks.items():
         x = block.infer(params[name], stats[name], x)
         if next(waits):
           x.block_until_ready()
       step, total = head.infer(params[CLASSIFIER], x, targets, num_examples, total)
     return np.asarray(total)
-
-  def activations(
-    self, genotype: Genotype, variables: Variables, step: int = 0
-  ) -> Iterator[np.ndarray]:
-    """Yields a network's activations on a batch of the training split, in its order.
-
-    They are the standardised images, and each block's outputs in evaluation mode,
-    float32 [batch, height, width, channels].
-    """
-    blocks, _ = self._programs(genotype)
-    params, stats = self._data.put((variables['params'], variables['batch_stats']))
-    x: Any = self._data.images(self._data.in_order('train'), self._data.put(step))
-    yield np.asarray((x.pixels[x.order.examples[0]] - x.mean) / x.std)
-    for name, block in blocks.items():
-      x = block.infer(params[name], stats[name], x)
-      yield np.asarray(x).astype(np.float32)
-
-  def batch_statistics(
-    self, genotype: Genotype, variables: Variables, step: int = 0
-  ) -> Tree:
-    """Returns the statistics of that batch in training mode, as `batch_stats`."""
-    blocks, _ = self._programs(genotype)
-    zeros = jax.tree.map(np.zeros_like, variables['batch_stats'])
-    params, stats = self._data.put((variables['params'], zeros))
-    x: Any = self._data.images(self._data.in_order('train'), self._data.put(step))
-    share = 1 - fused_block.ConvBlock.momentum  # Of a batch in running statistics.
-    for name, block in blocks.items():
-      x, updated, _ = block.forward(params[name], stats[name], x)
-      stats[name] = jax.tree.map(lambda leaf: np.asarray(leaf) / share, updated)
-    return stats
 
   def initial_state(self, genotype: Genotype, variables: Variables) -> TrainingState:
     """Returns the state before the first epoch, with Adam's moments at zero."""
@@ -358,15 +329,15 @@ class Trainer:
 
   def put_state(self, state: TrainingState) -> TrainingState:
     """Puts a state on the device, in buffers that training may overwrite."""
-    replicated = sharding.replicated(self._data.mesh)
+    replicated = sharding.replicated(self.data.mesh)
     opt_state = jax.device_put(state.opt_state, replicated, may_alias=False)
     return TrainingState(
-      self._data.put(state.params), self._data.put(state.batch_stats), opt_state
+      self.data.put(state.params), self.data.put(state.batch_stats), opt_state
     )
 
   def compile(self, genotype: Genotype) -> None:
     """Compiles a network's programs, in threads, unless they are in memory."""
-    self._programs(genotype)
+    self.network(genotype)
 
   def compile_ahead(self, genotypes: Sequence[Genotype]) -> None:
     """Begins to compile what may be trained next, if training leaves cores idle.
@@ -374,7 +345,7 @@ class Trainer:
     It does not wait. Where all cores train, the compiler would take its time from them,
     and some of it for networks that never come.
     """
-    if self._data.mesh.size < devices.num_cores():
+    if self.data.mesh.size < devices.num_cores():
       for genotype in genotypes:
         self.programs.submit(*self._modules(genotype))
 
@@ -386,7 +357,7 @@ class Trainer:
     """Raises JAX's error if the device computes nothing any more."""
     (self._zero_loss + 1).block_until_ready()
 
-  def _programs(
+  def network(
     self, genotype: Genotype
   ) -> tuple[dict[str, BlockPrograms], HeadPrograms]:
     """Returns the programs of a network by block, once they are compiled."""
@@ -400,4 +371,4 @@ class Trainer:
       fused_block.ConvBlock(b.filters, b.kernel_size, b.stride, self._dtype)
       for b in genotype.blocks
     )
-    return blocks, model.Classifier(self.num_classes), *self._data.shapes()
+    return blocks, model.Classifier(self.num_classes), *self.data.shapes()

@@ -9,7 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from lamarck_jax import crossover, inheritance, initialisation, model, moments, mutation
+from lamarck_jax import (
+  activations,
+  crossover,
+  inheritance,
+  initialisation,
+  model,
+  moments,
+  mutation,
+)
 from lamarck_jax.crossover import Cut, Parent
 from lamarck_jax.data import datasets
 from lamarck_jax.genotype import Block, Genotype, SearchSpace
@@ -266,8 +274,8 @@ def trainer():
 def test_the_trainer_measures_the_statistics_of_the_plain_modules(trainer):
   genotype = Genotype.parse('8c3 8c3s2')
   variables = model.init_variables(jax.random.key(0), genotype, 1, 10)
-  images = next(trainer.activations(genotype, variables))
-  found = trainer.batch_statistics(genotype, variables)
+  images = next(activations.outputs(trainer, genotype, variables))
+  found = activations.batch_statistics(trainer, genotype, variables)
   zeros = {**variables, 'batch_stats': jax.tree.map(np.zeros_like, found)}
   _, expected = model.ConvNet(genotype, 10).apply(
     zeros, images, train=True, mutable=['batch_stats']

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from lamarck_jax import activations as activations_lib
 from lamarck_jax import inheritance, model, mutation, net2net, training
 from lamarck_jax.data import datasets
 from lamarck_jax.genotype import Block, Genotype
@@ -189,7 +190,7 @@ def test_a_new_block_is_nearly_the_identity_in_training_mode_too(position):
   parent_variables = trainer.train(
     jax.random.key(0), parent, trained_variables(0, parent), [1e-3] * 30
   )
-  activations = list(trainer.activations(parent, parent_variables))
+  activations = list(activations_lib.outputs(trainer, parent, parent_variables))
   mean, std = datasets.channel_statistics(split.images)
   x = jnp.asarray((split.images - mean) / std)
   np.testing.assert_allclose(activations[0], x, rtol=1e-5, atol=1e-5)
