@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import multiprocessing
@@ -59,10 +60,12 @@ class Task:
 
   @property
   def finished(self) -> bool:
-    """Whether it has a result that can be read."""
-    with contextlib.suppress(UserError):
-      return checked_files.read_result(self.workdir) is not None
-    return False
+    """Whether it has a result that can be read, of its own events."""
+    try:
+      changed = (self.workdir / 'result.json').stat().st_mtime_ns
+    except OSError:
+      return False
+    return _has_result(self.workdir, changed)
 
   def epochs_used(self) -> int:
     """Returns the training epochs used so far, according to its events on disk."""
@@ -72,6 +75,19 @@ class Task:
       *lines, _ = durable.read_bytes(path).split(b'\n') if path.exists() else [b'']
       return int(json.loads(lines[-1])['epochs_used']) if lines else 0
     return 0  # It cannot be read, which the run says when it starts.
+
+
+@functools.cache
+def _has_result(workdir: pathlib.Path, changed: int) -> bool:
+  """Returns whether a run's result can be read, which takes all of its events.
+
+  Args:
+    workdir: The run directory.
+    changed: When the result was written last; asked again, the answer is the same.
+  """
+  with contextlib.suppress(UserError):
+    return checked_files.read_result(workdir) is not None
+  return False
 
 
 class Executor(Protocol):
