@@ -46,7 +46,8 @@ def write(workdir: str | os.PathLike[str]) -> pathlib.Path:
     StorageError: If the report cannot be written.
   """
   path = pathlib.Path(workdir, FILE_NAME)
-  durable.write(path, render(collect(workdir)).encode())
+  # A path that is no text has surrogates, which UTF-8 cannot encode.
+  durable.write(path, render(collect(workdir)).encode(errors='backslashreplace'))
   return path
 
 

@@ -61,7 +61,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.do_GET()  # Which sends the header alone.
 
   def _answer(self, kind: str, text: str) -> None:
-    body = text.encode()
+    body = text.encode(errors='backslashreplace')
     self.send_response(200)
     self.send_header('Content-Type', kind)
     self.send_header('Content-Length', str(len(body)))

@@ -1,9 +1,10 @@
-"""Paths as people type them: `~` is expanded, and a URL is refused.
+"""Paths as people type them: `~` is expanded, what cannot be opened is refused.
 
 Everything is read and written through the operating system, to which `gs://bucket/run`
 is a folder named `gs:` in the current one.
 """
 
+import contextlib
 import os
 import re
 
@@ -20,14 +21,15 @@ def is_url(path: str) -> bool:
 
 
 def local(field: str, path: str | os.PathLike[str]) -> str:
-  """Returns a path with `~` expanded.
+  """Returns a path with `~` expanded; nothing need exist there yet.
 
   Args:
     field: What the path is given for; it begins the message of an error.
     path: The path.
 
   Raises:
-    UserError: If it is a URL, or begins with the home folder of an unknown user.
+    UserError: If it is a URL, begins with the home folder of an unknown user, or cannot
+      be looked at: a name that is too long, a folder without permission.
   """
   text = os.fspath(path)
   if is_url(text):
@@ -41,4 +43,12 @@ def local(field: str, path: str | os.PathLike[str]) -> str:
       f'{field}: got {text!r}, want a home folder that is known (./{text} is a local'
       ' path)'
     )
+  try:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+      os.stat(os.path.join(expanded, '.'))  # Needs permission for the folder itself.
+  except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise UserError(
+      f'{field}: got {reason} opening {text!r}, want a path that can be opened'
+    ) from error
   return expanded

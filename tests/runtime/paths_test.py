@@ -48,3 +48,13 @@ def test_a_url_is_refused_by_the_name_of_what_it_is_given_for(path):
 def test_the_home_folder_of_an_unknown_user_is_refused():
   with pytest.raises(UserError, match='home folder'):
     paths.local('out', '~nobody_of_this_name/run')
+
+
+def test_a_path_that_cannot_be_looked_at_is_refused(tmp_path):
+  (tmp_path / 'loop').symlink_to('loop')
+  for path in ('a' * 300, 'nul\0', tmp_path / 'loop' / 'run'):
+    with pytest.raises(UserError, match=r'^workdir: got .* opening .*, want a path'):
+      paths.local('workdir', path)
+  (tmp_path / 'file').write_text('')
+  for name in ('file', 'file/below', 'nothing/there'):
+    assert paths.local('workdir', tmp_path / name) == str(tmp_path / name)
