@@ -175,7 +175,7 @@ _CASES += [
     for flag, named in [
       ('--num_seeds=0', 'num_seeds'),
       ('--num_workers=0', 'num_workers'),
-      ('--engine=slurm', 'engine'),
+      ('--engine=mpi', 'engine'),
       ('--settings=lamarckian,baseline_9', 'baseline_9'),
       ('--settings=', 'settings'),
       ('--cpus_per_run=0', 'cpus_per_run'),

@@ -216,7 +216,9 @@ def test_a_run_directory_stored_in_the_repository_loads_and_resumes(tmp_path):
     json.loads((tmp_path / 'run' / 'config.json').read_text())['format_version'] == 2
   )
   assert all(
-    event.keys() == read_events(STORED)[0].keys() | {'fitness_at_birth'}
+    event.keys()
+    == read_events(STORED)[0].keys()
+    | {'fitness_at_birth', 'accuracy', 'balanced_accuracy'}
     for event in read_events(tmp_path / 'run')[3:]
   )
 

@@ -11,6 +11,9 @@ import pytest
 
 from tests.conftest import ROOT, TINY_FLAGS, read_events, start_search
 
+# Values of a tuple given twice are joined.
+WITHOUT_CHECKPOINTS = [flag for flag in TINY_FLAGS if 'checkpoint_epochs' not in flag]
+
 TWELVE = '--config.budget_epochs=12'
 
 
@@ -65,9 +68,8 @@ def test_the_default_directory_is_named_by_config_setting_and_seed(command, tmp_
     command,
     f'--config={ROOT / "configs" / "digits.py"}:baseline_1',
     '--config.seed=3',
-    *TINY_FLAGS,
+    *WITHOUT_CHECKPOINTS,
     '--config.budget_epochs=1',
-    '--config.checkpoint_epochs=()',
     '--config.completion.enabled=false',
     cwd=tmp_path,
   )
@@ -81,10 +83,9 @@ def test_the_default_directory_of_own_data_has_its_name(command, tmp_path):
   np.savez(tmp_path / 'clothes.npz', x_train=images, y_train=np.arange(200) % 2)
   result = run(
     command,
-    *TINY_FLAGS,
+    *WITHOUT_CHECKPOINTS,
     '--config.dataset.name=npz:clothes.npz',
     '--config.budget_epochs=1',
-    '--config.checkpoint_epochs=()',
     '--config.completion.enabled=false',
     cwd=tmp_path,
   )

@@ -130,7 +130,7 @@ def test_a_data_set_that_is_not_prepared_here_says_how_to_prepare_it(
 def test_a_search_of_digits_imports_no_library_that_it_does_not_use() -> None:
   code = (
     'import sys, lamarck_jax.search, lamarck_jax.report.html_page;'
-    "lamarck_jax.search.datasets.load('digits');"
+    "from lamarck_jax.data import datasets; datasets.load('digits');"
     "heavy = {'tensorflow_datasets', 'tensorflow', 'sklearn', 'PIL', 'requests',"
     " 'scipy.linalg', 'scipy.stats', 'matplotlib', 'plotly', 'pandas'};"
     'sys.exit(str(heavy & sys.modules.keys()) if heavy & sys.modules.keys() else 0)'

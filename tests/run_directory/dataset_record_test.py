@@ -84,7 +84,7 @@ def test_the_first_start_records_the_data_and_a_later_one_agrees(started):
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
-    ({'y_train': (np.arange(60) + 1) % 3}, 'of them, in train, validation'),
+    ({'y_train': (np.arange(60) + 1) % 3}, 'other labels in train, validation'),
     ({'y_test': (np.arange(12) + 1) % 3}, 'in test'),
     ({'x_test': np.zeros((12, 8, 8, 1), np.uint8)}, 'other images'),
     (
@@ -94,6 +94,7 @@ def test_the_first_start_records_the_data_and_a_later_one_agrees(started):
     (
       {
         'y_train': np.arange(60) % 4,
+        'y_test': np.arange(12) % 4,
         'class_names': np.array(['ant', 'bee', 'cat', 'dog']),
       },
       "class 'dog' added",
@@ -123,7 +124,7 @@ def test_the_same_relative_name_leads_to_the_data_from_every_folder(
   dataset, _ = dataset_record.load(SECTION, started)
   assert dataset.name == f'npz:{tmp_path}/home/photos.npz'
   # A file of that name that is here is what was meant, so others are refused.
-  write_photos(tmp_path / 'photos.npz', y_test=np.zeros(12, int))
+  write_photos(tmp_path / 'photos.npz', y_test=(np.arange(12) + 1) % 3)
   assert str(tmp_path / 'photos.npz') in refusal(started)
   write_photos(tmp_path / 'photos.npz')
   dataset_record.load(SECTION, started)
@@ -167,7 +168,7 @@ def test_data_that_have_moved_are_recognised_and_others_are_not(started, tmp_pat
   assert dataset_record.needs_check(moved, started)
   dataset_record.check_finished(moved, started)
   write_photos(tmp_path / 'moved.npz', y_train=(np.arange(60) + 1) % 3)
-  with pytest.raises(UserError, match='another order of them, in train'):
+  with pytest.raises(UserError, match='other labels in train'):
     dataset_record.check_finished(moved, started)
 
 
@@ -197,7 +198,8 @@ def test_an_older_run_is_given_the_file_at_its_next_start(started, environment):
 def test_an_older_run_refuses_data_of_which_it_knows_that_they_differ(started):
   (started / 'dataset.json').unlink()
   names = np.array(['ant', 'bee', 'cat', 'dog'])
-  write_photos(pathlib.Path('photos.npz'), y_train=np.arange(60) % 4, class_names=names)
+  labels = {'y_train': np.arange(60) % 4, 'y_test': np.arange(12) % 4}
+  write_photos(pathlib.Path('photos.npz'), **labels, class_names=names)
   assert "class 'dog' added" in refusal(started)
   # Where nothing but its networks is left, they tell the number of classes.
   (started / 'environment.json').write_text('damaged')

@@ -51,7 +51,13 @@ def test_memory_and_devices_depend_on_the_size_of_the_images(calls, tiny_config)
 
 def test_jax_starts_on_a_gpu_while_the_data_are_read(calls, tiny_config, monkeypatch):
   started = threading.Event()
-  monkeypatch.setattr(jax, 'devices', started.set)
+  main = threading.get_ident()
+
+  def start() -> None:
+    if threading.get_ident() != main:
+      started.set()
+
+  monkeypatch.setattr(devices, 'check_platform', start)
   process.configure(tiny_config)
   assert not started.is_set()
   monkeypatch.setattr(devices, 'available_gpus', lambda: ['0'])

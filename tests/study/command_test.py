@@ -98,7 +98,7 @@ def _is_alive(pid: str) -> bool:
   ('flags', 'named'),
   [
     (['--num_seeds=0'], 'num_seeds'),
-    (['--engine=slurm'], 'engine'),
+    (['--engine=mpi'], 'engine'),
     (['--settings=lamarckian,baseline_9'], 'baseline_9'),
     (['--config.batch_size=0'], 'config.batch_size'),
     (['--workdir='], 'workdir'),

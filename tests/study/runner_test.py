@@ -366,7 +366,8 @@ def test_own_images_lie_at_one_place_for_all_workers_and_are_compared_if_moved(
   _, record = dataset_record.load(task.config.dataset, task.workdir)
   directory = records.RunDirectory(task.workdir, task.config.to_dict())
   directory.write_dataset(record)
-  directory.write_result({'best': {}})
+  best = {'genotype': [[4, 3, 1]]}
+  directory.write_result({'flops': 1, 'seconds': 1, 'best': best, 'checkpoints': []})
   for name, submitted in (('./a.npz', []), ('b.npz', ['lamarckian/seed0'])):
     recorder: Any = Recorder()
     assert runner.run(make(name), recorder) == {}
