@@ -1,11 +1,14 @@
 """What the benchmarks share: the machine's description, tables, JSON files."""
 
 from collections.abc import Mapping, Sequence
+import importlib.util
 import json
 import os
 import pathlib
 import statistics
 from typing import Any
+
+from ml_collections import config_dict
 
 from lamarck_jax.runtime import environment
 
@@ -17,6 +20,17 @@ NETWORKS = {
   'mid': '64c3 64c3s2 128c3 128c3s2',
   'evolved7': '64c3 96c3s2 128c3 192c3s2 192c3 256c3s2 256c1',
 }
+
+
+def load_config(name: str, setting: str = 'lamarckian') -> config_dict.ConfigDict:
+  """Returns the configuration of `configs/<name>.py`."""
+  path = pathlib.Path(__file__).parent.parent / 'configs' / f'{name}.py'
+  spec = importlib.util.spec_from_file_location(name, path)
+  assert spec and spec.loader
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config: config_dict.ConfigDict = module.get_config(setting)
+  return config
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
