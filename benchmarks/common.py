@@ -2,11 +2,14 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
+import importlib.util
 import json
 import os
 import pathlib
 import statistics
 from typing import Any
+
+from ml_collections import config_dict
 
 from lamarck_jax.errors import UserError
 from lamarck_jax.runtime import environment, paths
@@ -27,6 +30,17 @@ def path(text: str) -> pathlib.Path:
     return pathlib.Path(paths.local('path', text))
   except UserError as error:
     raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def load_config(name: str, setting: str = 'lamarckian') -> config_dict.ConfigDict:
+  """Returns the configuration of `configs/<name>.py`."""
+  path = pathlib.Path(__file__).parent.parent / 'configs' / f'{name}.py'
+  spec = importlib.util.spec_from_file_location(name, path)
+  assert spec and spec.loader
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config: config_dict.ConfigDict = module.get_config(setting)
+  return config
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:

@@ -41,6 +41,22 @@ def test_a_small_search_on_cifar10_reaches_its_accuracy(tmp_path):
   assert result['best']['fitness'] >= 0.48
 
 
+def test_the_configuration_near_the_papers_scale_runs_for_one_evaluation(tmp_path):
+  result = run_search(
+    tmp_path / 'run',
+    'cifar10',
+    '--config=configs/cifar10_quarter.py',
+    '--config.dataset.num_train=512',
+    '--config.dataset.num_validation=256',
+    '--config.batch_size=64',
+    '--config.budget_epochs=4',
+    '--config.checkpoint_epochs=(4,)',
+  )
+  (checkpoint,) = result['checkpoints']
+  assert (result['num_evaluations'], checkpoint['epochs']) == (1, 4)
+  assert checkpoint['test_accuracy'] > 0.15
+
+
 def test_a_baseline_runs_on_cifar10(tmp_path):
   result = run_search(
     tmp_path / 'run',

@@ -129,7 +129,7 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> str:
       f'{c.greater} @{c.greater_epochs}',
       f'{c.other} @{c.other_epochs}',
       f'{c.n[0]}, {c.n[1]}',
-      _points(c),
+      points(c),
       f'{c.effect:.2f} ({c.effect_interval.low:.2f} to {c.effect_interval.high:.2f})',
       f'{c.u:g}',
       f'{c.p:.2g}',
@@ -140,7 +140,7 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> str:
   return markdown(header, rows)
 
 
-def _points(comparison: Comparison) -> str:
+def points(comparison: Comparison) -> str:
   """Returns the difference of the means in points, with its interval."""
   values = (comparison.difference, *comparison.difference_interval)
   mean, low, high = (round(100 * value, 1) + 0.0 for value in values)  # Not -0.0.
@@ -150,7 +150,7 @@ def _points(comparison: Comparison) -> str:
 def _early_sentence(c: Comparison) -> str:
   return (
     f'Data efficiency in test accuracy: {c.greater} at {c.greater_epochs} epochs less'
-    f' {c.other} at {c.other_epochs}: {_points(c)} points, p = {c.p:.2g}.'
+    f' {c.other} at {c.other_epochs}: {points(c)} points, p = {c.p:.2g}.'
   )
 
 

@@ -2,7 +2,6 @@
 
 import threading
 
-import jax
 import pytest
 
 from lamarck_jax.errors import UserError
