@@ -9,8 +9,8 @@
 
 Weights are on disk before the event that names them. Every file but events.jsonl is
 replaced as a whole. Files have the digests of others that they belong to, see
-`digests`; they are checked when a file is read. Reading a directory runs no code from it: there is JSON and
-safetensors alone.
+`digests`; they are checked when a file is read. Reading a directory runs no code from
+it: there is JSON and safetensors alone.
 """
 
 from collections.abc import Collection, Mapping
