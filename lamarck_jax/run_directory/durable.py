@@ -150,17 +150,16 @@ class Folder:
     Raises:
       StorageError: If it cannot be written; a part of the line may have been.
     """
+    self.check()
     is_new = self.left[name] is None
-    if is_new:
-      self.check()
     flags = os.O_WRONLY | os.O_APPEND | (os.O_CREAT | os.O_EXCL if is_new else 0)
     with (
       storing(self.path / name),
       opened(name, flags, self.descriptor) as descriptor,
     ):
       if not is_new:
-        # After opening: a process that takes over replaces the file, so that this one
-        # then writes to a file without a name, at whatever moment it was stopped.
+        # Again, now that it is open: a process that takes over later replaces the file,
+        # and this one then writes to a file without a name, wherever it was stopped.
         self.check()
       status = os.fstat(descriptor)
       write_through(descriptor, line)
