@@ -1,9 +1,11 @@
 """Single blocks under sets of XLA's options: compile seconds, ms and TFLOP/s.
 
-  python -m benchmarks.blocks [--options=ours,autotuned,level3] [--out=FILE]
+  python -m benchmarks.blocks [--options=ours,even,uneven,...] [--out=FILE]
 
 The sets are
   ours       what `lamarck_jax.xla.compiler` chooses
+  even       the same, all strided kernels extended for even padding on a GPU
+  uneven     the same, none extended; where they are level is `convolution.FEW_FILTERS`
   autotuned  XLA's defaults: on a GPU every candidate kernel is timed
   level3     on a GPU, convolutions timed and fusions not
 A block is timed forward and backward with Adam's update, as training runs it, the best
@@ -36,9 +38,19 @@ BLOCKS = (
   (64, 5, 1, 16, 32, 64),
   (256, 3, 1, 32, 256, 512),
 )
+# Of `even` and `uneven`: above 128 filters the bytes that even padding saves are
+# predicted not to be worth its operations.
+STRIDED_BLOCKS = (
+  (128, 3, 2, 32, 128, 512),
+  (256, 3, 2, 32, 128, 512),
+  (128, 5, 2, 32, 128, 512),
+  (256, 5, 2, 32, 128, 512),
+)
 TINY_BLOCKS = ((8, 3, 2, 8, 8, 16),)
 DTYPES = ('float32', 'bfloat16')
-OPTIONS = ('ours', 'autotuned', 'level3')
+# Above how many filters a strided kernel is not extended, where that is not ours.
+PADDINGS = {'even': 2**31, 'uneven': 0}
+OPTIONS = ('ours', *PADDINGS, 'autotuned', 'level3')
 
 _LEVEL_3 = {
   'xla_gpu_autotune_level': '3',
@@ -107,7 +119,7 @@ def _compile(options: str, module: Any, inputs: Any) -> tuple[Any, float]:
   import jax
 
   from lamarck_jax import model, training
-  from lamarck_jax.xla import compiler, programs
+  from lamarck_jax.xla import compiler, convolution, programs
 
   functions = programs.BlockFunctions(
     model.block_shapes,
@@ -117,15 +129,16 @@ def _compile(options: str, module: Any, inputs: Any) -> tuple[Any, float]:
     training.infer,
   )
   jax.clear_caches()
-  ours = compiler.block_options
+  ours = compiler.block_options, convolution.FEW_FILTERS
   others = {'autotuned': None, 'level3': _LEVEL_3}
   if options in others:
     compiler.block_options = lambda platform: others[options]  # type: ignore[assignment]
+  convolution.FEW_FILTERS = PADDINGS.get(options, convolution.FEW_FILTERS)
   start = time.perf_counter()
   try:
     compiled = programs.compile_block(functions, module, inputs, threading.Lock())
   finally:
-    compiler.block_options = ours
+    compiler.block_options, convolution.FEW_FILTERS = ours
   return compiled, time.perf_counter() - start
 
 
@@ -154,6 +167,16 @@ def label(block: tuple[int, ...]) -> str:
 
 def table(rows: list[dict[str, Any]]) -> None:
   """Prints one line for each block and type, the sets of options side by side."""
+  paddings = [row for row in rows if row['options'] in PADDINGS]
+  for part in ([row for row in rows if row not in paddings], paddings):
+    if part:
+      _table(part)
+  for row in rows:
+    if 'error' in row:
+      print(f'{row["options"]}, {row["dtype"]}, {row["block"]}: {row["error"]}')
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
   names = list(dict.fromkeys(row['options'] for row in rows))
   columns = {
     'compile, s': 'compile_seconds',
@@ -170,9 +193,6 @@ def table(rows: list[dict[str, Any]]) -> None:
       for line, cells in lines.items()
     ],
   )
-  for row in rows:
-    if 'error' in row:
-      print(f'{row["options"]}, {row["dtype"]}, {row["block"]}: {row["error"]}')
 
 
 def main() -> None:
@@ -185,9 +205,16 @@ def main() -> None:
   )
   parser.add_argument('--tiny', action='store_true', help='One small block.')
   args = parser.parse_args()
-  blocks = TINY_BLOCKS if args.tiny else BLOCKS
   rows: list[dict[str, Any]] = []
-  order = itertools.product(args.options.split(','), blocks, args.dtypes.split(','))
+  order = [
+    case
+    for options in args.options.split(',')
+    for case in itertools.product(
+      [options],
+      TINY_BLOCKS if args.tiny else STRIDED_BLOCKS if options in PADDINGS else BLOCKS,
+      args.dtypes.split(','),
+    )
+  ]
   for options, block, dtype in order:
     row = {'options': options, 'block': label(block), 'dtype': dtype}
     try:

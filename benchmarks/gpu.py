@@ -8,7 +8,8 @@ The parts, in order; each writes DIR/<part>.json as it goes, and has a time limi
   search_bfloat16  the same with `compute_dtype=bfloat16`
   beside_torch     a small search, and PyTorch training the same networks (search_speed)
   determinism      a search on digits twice, with two empty compilation caches
-  blocks           single blocks under sets of XLA's options (blocks)
+  blocks           single blocks under sets of XLA's options, and strided ones with and
+                   without even padding (blocks)
   concurrent       1, 2 and 4 processes of a small search at once
   training         a training step beside PyTorch's, `torch.compile` off and on, float32
                    (TF32 allowed for both) and bfloat16 (training_speed)
@@ -232,7 +233,7 @@ PARTS: dict[str, tuple[Callable[[Session], str], float, float]] = {
   'search_bfloat16': (functools.partial(paper_search, 'bfloat16'), 40, 110),
   'beside_torch': (beside_torch, 40, 80),
   'determinism': (determinism, 25, 50),
-  'blocks': (block_options, 15, 60),
+  'blocks': (block_options, 15, 90),
   'concurrent': (concurrent, 35, 70),
   'training': (training_step, 30, 90),
 }

@@ -27,7 +27,7 @@ _FEW_CHANNELS = 16
 # step moves 27 bytes less for each float32 value of the input (13 in bfloat16), and has
 # 17 operations more for each filter of 5x5, 11 of 3x3. At 3 TB/s and 270 TFLOP/s (440
 # in bfloat16) these are level at 120 to 230 filters.
-_FEW_FILTERS = 128
+FEW_FILTERS = 128
 
 
 def convolve(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -51,7 +51,7 @@ def convolve(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return padded(even, x, kernel)
 
   as_it_is = functools.partial(padded, geometry)
-  default = evenly_padded if kernel.shape[-1] <= _FEW_FILTERS else as_it_is
+  default = evenly_padded if kernel.shape[-1] <= FEW_FILTERS else as_it_is
   return sharding.by_platform(x, kernel, cpu=as_it_is, default=default)
 
 

@@ -1,0 +1,198 @@
+"""Completion as one program per epoch, compared with chained programs per block.
+
+  python -m benchmarks.epoch_programs [--rounds=5] [--out=FILE]
+
+For each network a whole epoch (a loop over its steps) is compiled as one program and
+trains from the same state as `Trainer.train_epoch`, interleaved with it, in a process
+of its own. CPU seconds are of the process, so that other load of the machine counts
+less. The blocks' programs are those that the search has already compiled.
+"""
+
+import argparse
+import concurrent.futures
+import functools
+import multiprocessing
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks import common
+
+# Network, batch size, image size, channels, training examples.
+NETWORKS = (
+  ('32c5 16c3s2 32c3', 32, 8, 1, 1137),
+  ('64c5 32c5s2 64c3', 64, 16, 3, 1280),
+  ('64c3 32c3 64c3s2 64c5 32c3', 64, 16, 3, 1280),
+)
+NUM_CLASSES = 10
+
+
+def random_dataset(size: int, channels: int, num_train: int) -> Any:
+  """Returns random images; training takes the same time for them as for any."""
+  from lamarck_jax.data import datasets
+
+  rng = np.random.default_rng(0)
+
+  def split(count: int) -> Any:
+    images = rng.integers(0, 256, (count, size, size, channels)).astype(np.uint8)
+    return datasets.Split(images, rng.integers(NUM_CLASSES, size=count, dtype=np.int32))
+
+  names = tuple(map(str, range(NUM_CLASSES)))
+  return datasets.Dataset('random', split(num_train), split(64), split(64), names)
+
+
+def epoch_function(genotype: Any, steps: int, data: Any) -> Any:
+  """Returns (state, order, learning rate) -> (state, sum of losses), to be compiled."""
+  import jax
+  from jax import lax
+  import jax.numpy as jnp
+
+  from lamarck_jax import model, training
+  from lamarck_jax.model import CLASSIFIER
+  from lamarck_jax.xla import fused_block
+
+  blocks = {
+    model.block_name(b): fused_block.ConvBlock(b.filters, b.kernel_size, b.stride)
+    for b in genotype.blocks
+  }
+  head = model.Classifier(NUM_CLASSES)
+
+  def step(order: Any, rate: jax.Array, index: jax.Array, carry: Any) -> Any:
+    (params, stats, opt_state), total = carry
+    params, stats, opt_state = dict(params), dict(stats), dict(opt_state)
+    x, pullbacks = data.images(order, index), {}
+    for name, block in blocks.items():
+      x, pullbacks[name], stats[name] = training.forward(
+        block, params[name], stats[name], x
+      )
+    gradient: Any
+    gradient, params[CLASSIFIER], opt_state[CLASSIFIER], _, total = training.train_head(
+      head,
+      params[CLASSIFIER],
+      x,
+      data.targets(order, index),
+      opt_state[CLASSIFIER],
+      rate,
+      total,
+    )
+    for name in reversed(blocks):
+      gradient, params[name], opt_state[name] = training.backward(
+        pullbacks[name], gradient, params[name], opt_state[name], rate
+      )
+    return training.TrainingState(params, stats, opt_state), total
+
+  def epoch(state: Any, order: Any, rate: jax.Array) -> Any:
+    body = functools.partial(step, order, rate)
+    return lax.fori_loop(0, steps, body, (state, jnp.float32(0)))
+
+  return epoch
+
+
+def measure(
+  text: str, batch_size: int, size: int, channels: int, num_train: int, rounds: int
+) -> dict[str, Any]:
+  """Compiles and trains a network both ways."""
+  import jax
+
+  from lamarck_jax import model, training
+  from lamarck_jax.data import on_device
+  from lamarck_jax.data.augmentation import NO_AUGMENTATION
+  from lamarck_jax.genotype import Genotype
+  from lamarck_jax.runtime import allocator, devices
+  from lamarck_jax.xla import compiler
+
+  allocator.keep_freed_memory(4 * 64 * batch_size * size**2)
+  devices.configure_cpu_devices(batch_size, size)
+  genotype, dataset = Genotype.parse(text), random_dataset(size, channels, num_train)
+  trainer = training.Trainer(dataset, batch_size=batch_size)
+  data = on_device.DeviceData(dataset, batch_size, NO_AUGMENTATION)
+  key, rate = jax.random.key(0), data.put(np.float32(1e-3))
+  variables = model.init_variables(key, genotype, channels, NUM_CLASSES)
+  order = data.shuffled(jax.random.fold_in(key, 0))
+
+  def timed(call: Any) -> tuple[Any, np.ndarray]:
+    start = np.array([time.process_time(), time.perf_counter()])
+    result = jax.block_until_ready(call())
+    return result, np.array([time.process_time(), time.perf_counter()]) - start
+
+  def fresh() -> Any:  # A program may take its buffers.
+    state = trainer.initial_state(genotype, variables)
+    return jax.device_put(state, may_alias=False)
+
+  trainer.compile(genotype)
+  function = epoch_function(genotype, trainer.steps_per_epoch, data)
+  options = compiler.block_options(jax.default_backend())
+  with jax.set_mesh(data.mesh):
+    lowered = jax.jit(function, donate_argnums=0).lower(fresh(), order, rate)
+    compiled, compile_seconds = timed(lambda: lowered.compile(options))
+  milliseconds = []
+  for _ in range(rounds + 1):  # The first one warms up.
+    state = fresh()
+    (chained, _), by_block = timed(
+      lambda state=state: trainer.train_epoch(key, genotype, state, 0, 1e-3)
+    )
+    state = fresh()
+    (whole, _), by_epoch = timed(lambda state=state: compiled(state, order, rate))
+    milliseconds.append(np.array([by_block, by_epoch]) / trainer.steps_per_epoch * 1e3)
+  steps = np.array(milliseconds[1:])  # [round, form, clock]
+  difference = max(
+    float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-2))
+    for a, b in zip(
+      *(map(np.asarray, jax.tree.leaves(s.params)) for s in (chained, whole))
+    )
+  )
+  figures: dict[str, Any] = {
+    'network': f'{text} ({batch_size} of {size}x{size})',
+    'devices': data.mesh.size,
+    'steps_per_epoch': trainer.steps_per_epoch,
+    'largest_difference_of_params': difference,
+  }
+  for clock, name in enumerate(('cpu', 'wall')):
+    block, epoch = (steps[:, form, clock].tolist() for form in range(2))
+    saved = statistics.median(block) - statistics.median(epoch)
+    figures[name] = {
+      'compile_seconds': compile_seconds[clock],
+      'step_by_block_ms': common.summary(block),
+      'step_by_epoch_ms': common.summary(epoch),
+      'ratio': common.summary([e / b for e, b in zip(epoch, block)]),
+      'steps_to_pay': compile_seconds[clock] / saved * 1e3 if saved > 0 else None,
+    }
+  return figures
+
+
+def main() -> None:
+  """Runs the benchmark."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--out', help='JSON file for the figures')
+  args = parser.parse_args()
+  rows = []
+  for network in NETWORKS:
+    with concurrent.futures.ProcessPoolExecutor(
+      1, mp_context=multiprocessing.get_context('spawn')
+    ) as pool:
+      rows.append(pool.submit(measure, *network, rounds=args.rounds).result())
+    common.write_json(args.out, {'networks': rows})
+  common.print_table(
+    ['network', 'clock', 'compile, s', 'by block, ms', 'by epoch, ms', 'ratio', 'pays'],
+    [
+      [
+        row['network'],
+        clock,
+        row[clock]['compile_seconds'],
+        *(
+          row[clock][key]['median']
+          for key in ('step_by_block_ms', 'step_by_epoch_ms', 'ratio')
+        ),
+        row[clock]['steps_to_pay'] or 'never',
+      ]
+      for row in rows
+      for clock in ('cpu', 'wall')
+    ],
+  )
+
+
+if __name__ == '__main__':
+  main()
