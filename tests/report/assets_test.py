@@ -7,7 +7,7 @@ import pytest
 
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.report import html_page
-from lamarck_jax.run_directory import records
+from lamarck_jax.run_directory import events, records
 from lamarck_jax.study import results
 from tests.report.conftest import opened, serving, write_search
 
@@ -36,6 +36,26 @@ def test_the_tree_has_a_node_per_event_and_a_click_shows_the_network(
       ['dog', '85.0 %'],
       ['<b>cat</b>', '90.0 %'],
     ]
+
+
+def test_a_crossover_has_both_parents_in_the_tree_and_its_seam_in_the_details(
+  browser, run_directory, tmp_path
+):
+  stored = records.read_events(run_directory)
+  crossover = {'mate': 1, 'cut': [2, 1], 'r2': 0.875}
+  stored[-1] |= {'generation': 4, 'parents': [2, 1], 'crossover': crossover}
+  shutil.copytree(run_directory, tmp_path / 'run')
+  (tmp_path / 'run' / 'events.jsonl').unlink()
+  for event in stored:
+    events.append(tmp_path / 'run' / 'events.jsonl', event)
+  with opened(browser, html_page.write(tmp_path / 'run').as_uri()) as page:
+    assert page.locator('.tree .edge').count() == len(stored)  # The first has none.
+    page.locator(f'.node[data-evaluation="{len(stored) - 1}"]').click(force=True)
+    details = page.locator('.details').inner_text()
+    assert 'behind block 2 of the first and 1 of the second parent, R² 0.88' in details
+    assert 'evaluation 2' in details
+    page.locator('.details button', has_text='evaluation 1').click()
+    assert page.locator('.node.selected').get_attribute('data-evaluation') == '1'
 
 
 def test_the_keyboard_is_enough(browser, run_directory):

@@ -173,8 +173,7 @@ class Search {
       grid.append(svg('text', {x: this.x(events[i]) - 6, y: height - 6}, `${i}`));
     }
     this.nodes = events.map((event) => {
-      if (event.parent !== null) {
-        const parent = events[event.parent];
+      for (const parent of parents(event).map((number) => events[number])) {
         const [x1, y1, x2, y2] = [this.x(parent), y(parent), this.x(event), y(event)];
         const middle = (x1 + x2) / 2;
         edges.append(svg('path', {
@@ -239,9 +238,11 @@ class Search {
     }
     const entries = [
       ['network', genotypeText(event.genotype)],
-      ['parent', event.parent === null ? 'none'
-        : el('button', {class: 'plain', onclick: () => this.select(event.parent)}, `evaluation ${event.parent}`)],
+      ...(event.generation === undefined ? [] : [['generation', event.generation]]),
+      ...(parents(event).length ? parents(event) : [null]).map((number) => ['parent', number === null ? 'none'
+        : el('button', {class: 'plain', onclick: () => this.select(number)}, `evaluation ${number}`)]),
       ['mutation', event.mutation.map((name) => name.replaceAll('_', ' ')).join(', ') || '–'],
+      ...(event.crossover?.cut ? [['seam', seam(event.crossover)]] : []),
       ['accuracy', percent(event.fitness)],
       ['before training', percent(event.fitness_at_birth ?? null)],
       ['outcome', event.failure ? `failed: ${event.failure}` : event.accepted ? 'accepted' : 'rejected'],
@@ -349,6 +350,17 @@ function colorOf(event) {
   if (event.failure) return '--failed';
   if (event.niche !== null) return '--niche';
   return event.accepted ? '--accepted' : '--rejected';
+}
+
+/** The evaluations of the parents; two after a crossover in a population. */
+function parents(event) {
+  return event.parents ?? (event.parent === null ? [] : [event.parent]);
+}
+
+/** Where the two parents were cut, and how well one predicts the other there. */
+function seam({cut, r2}) {
+  return `behind block ${cut[0]} of the first and ${cut[1]} of the second parent`
+    + (r2 === null ? '' : `, R² ${r2.toFixed(2)}`);
 }
 
 /** Returns an event in lines of text. */
