@@ -7,7 +7,7 @@ import pytest
 
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.report import html_page
-from lamarck_jax.run_directory import events, records
+from lamarck_jax.run_directory import records
 from lamarck_jax.study import results
 from tests.report.conftest import opened, serving, write_search
 
@@ -44,10 +44,9 @@ def test_a_crossover_has_both_parents_in_the_tree_and_its_seam_in_the_details(
   stored = records.read_events(run_directory)
   crossover = {'mate': 1, 'cut': [2, 1], 'r2': 0.875}
   stored[-1] |= {'generation': 4, 'parents': [2, 1], 'crossover': crossover}
-  shutil.copytree(run_directory, tmp_path / 'run')
-  (tmp_path / 'run' / 'events.jsonl').unlink()
+  directory = records.RunDirectory(tmp_path / 'run', records.read_config(run_directory))
   for event in stored:
-    events.append(tmp_path / 'run' / 'events.jsonl', event)
+    directory.append_event(event)
   with opened(browser, html_page.write(tmp_path / 'run').as_uri()) as page:
     assert page.locator('.tree .edge').count() == len(stored)  # The first has none.
     page.locator(f'.node[data-evaluation="{len(stored) - 1}"]').click(force=True)
