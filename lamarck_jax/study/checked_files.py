@@ -163,6 +163,22 @@ _EVENT = {
   'epochs_used': _COUNT,
   'flops': _COUNT,
   'seconds': Field('an object of numbers', mapping_of(is_number)),
+  # Of a population.
+  'generation': Field('an integer of at least 0', is_count, required=False),
+  'parents': Field('evaluations', list_of(is_count), required=False),
+  'crossover': Field(
+    'null, or an object with mate, cut and r2',
+    or_none(
+      is_object_of(
+        {
+          'mate': _COUNT,
+          'cut': Field('two counts', or_none(list_of(is_count))),
+          'r2': Field('a number', or_none(is_number)),
+        }
+      )
+    ),
+    required=False,
+  ),
 }
 
 _CHECKPOINT = {
@@ -175,6 +191,10 @@ _CHECKPOINT = {
   'test_accuracy': _ACCURACY,
   'test_accuracy_by_class': Field(
     'an object of accuracies', mapping_of(or_none(is_accuracy)), required=False
+  ),
+  'test_balanced_accuracy': _OPTIONAL_ACCURACY,
+  'test_confusion': Field(
+    'lists of counts', list_of(list_of(is_count)), required=False
   ),
 }
 
@@ -215,8 +235,10 @@ def read_events(path: pathlib.Path) -> list[dict[str, Any]]:
   events = records.read_events(path)
   for number, event in enumerate(events):
     check(path / 'events.jsonl', event, _EVENT)
-    parent = event['parent']
-    if parent is not None and parent >= number:
+    parent = max(
+      [-1 if event['parent'] is None else event['parent'], *event.get('parents', [])]
+    )
+    if parent >= number:
       raise DamagedError(
         f'parent: got {parent} of evaluation {number} in {path / "events.jsonl"}, want'
         ' an earlier evaluation'

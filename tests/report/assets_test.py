@@ -36,6 +36,16 @@ def test_the_tree_has_a_node_per_event_and_a_click_shows_the_network(
       ['dog', '85.0 %'],
       ['<b>cat</b>', '90.0 %'],
     ]
+    rows = page.locator('#confusion-table tbody tr')
+    assert [row.inner_text().split('\t') for row in rows.all()] == [
+      ['<b>cat</b>', '9', '1', '0'],
+      ['dog', '3', '17', '0'],
+      ['none', '0', '0', '0'],
+    ]
+    assert 'dog taken for <b>cat</b> (3)' in page.locator('main').inner_text()
+    page.locator('input[name="size"]').last.check()
+    front = page.evaluate("document.getElementById('size-chart').data[1].y")
+    assert front == sorted(set(front))
 
 
 def test_a_crossover_has_both_parents_in_the_tree_and_its_seam_in_the_details(

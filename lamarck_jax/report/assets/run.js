@@ -53,10 +53,12 @@ class Search {
     this.table = el('div');
     const progress = el('div', {class: 'chart', id: 'progress-chart'});
     const time = el('div', {class: 'chart low', id: 'time-chart'});
+    const [sizes, drawSizes] = sizeSection(data, (index) => this.select(index));
     this.root.replaceChildren(
       this.summary(),
       section('Accuracy', this.axisChoice(), progress),
       section('Family tree', this.legend(), el('div', {class: 'tree-and-details'}, this.tree, this.details)),
+      sizes,
       section('Evaluations', this.table),
       section('Where the time went', time),
       ...this.checkpoints(),
@@ -64,6 +66,7 @@ class Search {
         el('pre', {tabindex: '0', 'aria-label': 'configuration'}, flat(data.config).join('\n')),
         el('pre', {tabindex: '0', 'aria-label': 'data and machine'}, flat(data.environment).join('\n') || 'not recorded'))),
     );
+    drawSizes();
     this.drawProgress = chart(progress, () => this.progress());
     chart(time, () => this.time());
     progress.on('plotly_click', ({points}) => this.select(points[0].pointIndex));
@@ -326,7 +329,7 @@ class Search {
       el('tbody', {}, ...result.checkpoints.map((entry) => el('tr', {},
         el('td', {class: 'number'}, `${entry.epochs}`), el('td', {}, genotypeText(entry.genotype)),
         ...accuracies.map((name) => el('td', {class: 'number'}, percent(entry[name] ?? null))))))))),
-      ...this.classes(result.checkpoints.at(-1))];
+      ...this.classes(result.checkpoints.at(-1)), ...confusionSections(result.checkpoints.at(-1))];
   }
 
   /** Test accuracy of each class, the worst first. */
