@@ -172,3 +172,25 @@ def paper_difference(other: str, epochs: int, other_epochs: int) -> str:
   difference = x['mean'] - y['mean']
   low, high = difference - margin, difference + margin
   return f'{difference:+.1f} ({low:+.1f} to {high:+.1f})'
+
+
+@functools.cache
+def share(name: str, other: str) -> str:
+  """Returns the budget that reaches a setting's final mean validation accuracy."""
+  found = study(name)
+  assert found
+  settings = {setting.name: setting for setting in found.settings}
+  value = analysis.data_efficiency(found, found.settings[0], settings[other])
+  if value is None:
+    return '-'
+
+  def text(part: float) -> str:
+    return 'over 100%' if np.isinf(part) else f'{part:.0%}'
+
+  return f'{text(value.share)} ({text(value.low)} to {text(value.high)})'
+
+
+def number_range(numbers: list[int]) -> str:
+  """Returns the least and the greatest number, or the one that they all are."""
+  low, high = min(numbers), max(numbers)
+  return str(low) if low == high else f'{low} to {high}'

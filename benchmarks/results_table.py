@@ -1,18 +1,20 @@
 """Brings the tables and figures of the README and of docs/results up to date.
 
-  python -m benchmarks.results_table [--figures]
+  python -m benchmarks.results_table [--figures] [--add=STUDY --to=NAME]
 
-It reads the run directories below docs/results and nothing else. For every study it
-writes results.json and the tables, and the figures if the results have changed or with
-`--figures`; then the parts of pages between `<!-- table: NAME -->` and `<!-- end -->`.
+With `--add`, it first copies the finished runs of a study's directory, without their
+weights, to docs/results/NAME. Then it reads the run directories below docs/results and
+nothing else, writes every study's results.json and tables, and its figures if results
+have changed or with `--figures`, and at last the parts of the pages between
+`<!-- table: NAME -->` and `<!-- end -->`.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
-import functools
 import json
 import pathlib
 import re
+import shutil
 
 import numpy as np
 
@@ -30,17 +32,19 @@ from benchmarks.results_cells import (
   label,
   link,
   mean_std,
+  number_range,
   p_value,
   paper_cell,
   paper_difference,
   papers,
+  share,
   state,
   study,
   test_cells,
   with_range,
 )
 from lamarck_jax.run_directory import durable
-from lamarck_jax.study import analysis, figures, results, tables
+from lamarck_jax.study import figures, results, tables
 from lamarck_jax.study.results import Study
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -142,22 +146,6 @@ def efficiency() -> str:
   return tables.markdown(header, rows)
 
 
-@functools.cache
-def share(name: str, other: str) -> str:
-  """Returns the budget that reaches a setting's final mean validation accuracy."""
-  found = study(name)
-  assert found
-  settings = {setting.name: setting for setting in found.settings}
-  value = analysis.data_efficiency(found, found.settings[0], settings[other])
-  if value is None:
-    return '-'
-
-  def text(part: float) -> str:
-    return 'over 100%' if np.isinf(part) else f'{part:.0%}'
-
-  return f'{text(value.share)} ({text(value.low)} to {text(value.high)})'
-
-
 def scale() -> str:
   """What is scaled down, from the configurations."""
   columns = {'the paper': _scale_column('cifar10')}
@@ -196,13 +184,8 @@ def _scale_column(name: str) -> dict[str, str]:
     ),
     'Completion, epochs at each rate': ' + '.join(map(str, epochs)),
     'Augmentation': f'flips, shifts of {shift}' if flip or shift else 'none',
-    'Runs per setting': _range(n),
+    'Runs per setting': number_range(n),
   }
-
-
-def _range(numbers: list[int]) -> str:
-  low, high = min(numbers), max(numbers)
-  return str(low) if low == high else f'{low} to {high}'
 
 
 def readme() -> str:
@@ -220,7 +203,7 @@ def readme() -> str:
   for name in names:
     found = study(name)
     assert found
-    n = _range([len(setting.runs) for setting in papers(found)])
+    n = number_range([len(setting.runs) for setting in papers(found)])
     title = f'`{name}`{state(name)}'
     header += [f'{title}: validation (n = {n})', f'{title}: test']
     for row, setting in zip(rows, papers(found)):
@@ -358,6 +341,22 @@ def update(text: str) -> str:
   return _MARKED.sub(replacement, text)
 
 
+def add_runs(source: pathlib.Path, root: pathlib.Path) -> None:
+  """Copies the finished runs of a study, and adds them to the plan of the copy."""
+  finished = sorted(path.parent for path in source.glob('*/seed*/result.json'))
+  for run in finished:
+    to = root / run.relative_to(source)
+    to.mkdir(parents=True, exist_ok=True)
+    for name in ('config.json', 'events.jsonl', 'result.json'):
+      shutil.copy(run / name, to / name)
+  plan = json.loads((source / 'study.json').read_text())['runs']
+  runs = [
+    (name, seed) for name, seed in plan if source / name / f'seed{seed}' in finished
+  ]
+  results.write_plan(root, runs)
+  print(f'{root}: {len(runs)} finished runs of {len(plan)}')
+
+
 def write_study(root: pathlib.Path, draw: bool) -> None:
   """Writes results, tables and, if asked or needed, figures of a study."""
   found, path = results.collect(root), root / 'results.json'
@@ -374,7 +373,13 @@ def main() -> None:
   """Updates all studies and pages; names what has changed."""
   parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
   parser.add_argument('--figures', action='store_true', help='Draw all figures.')
+  parser.add_argument('--add', type=pathlib.Path, help='Directory of a study.')
+  parser.add_argument('--to', help='Its name below docs/results.')
   args = parser.parse_args()
+  if (args.add is None) != (args.to is None):
+    parser.error('add: got one of --add and --to, want both')
+  if args.add:
+    add_runs(args.add, RESULTS / args.to)
   for plan in sorted(RESULTS.rglob('study.json')):
     write_study(plan.parent, args.figures)
   peers_lib.write_report(RESULTS / 'peers')

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import scipy.stats
 
 from benchmarks import results_cells, results_table
 from lamarck_jax.run_directory import records
-from lamarck_jax.study import plots
+from lamarck_jax.study import plots, results
 
 _PAGES = [page for page in results_table.pages() if '<!-- table: ' in page.read_text()]
 _STUDIES = [path.parent for path in sorted(results_cells.RESULTS.rglob('study.json'))]
@@ -225,3 +226,20 @@ def test_a_page_is_updated_between_its_marks_alone(tmp_path):
   want = 'a\n<!-- table: settings nowhere -->\n\nNo runs yet.\n\n<!-- end -->\nb\n'
   assert results_table.update(text) == want
   assert results_table.update(want) == want
+
+
+def test_only_finished_runs_of_a_study_are_added_and_none_is_lost(tmp_path):
+  source, root = tmp_path / 'source', tmp_path / 'published'
+  published = results_cells.RESULTS / 'fashion_mnist_small'
+  for seed in (1, 2, 3):
+    shutil.copytree(published / 'lamarckian' / f'seed{seed}', source / f'a/seed{seed}')
+  (source / 'a/seed3/result.json').unlink()
+  (source / 'a/seed1/weights').mkdir()
+  results.write_plan(source, [('a', 1), ('a', 3)])
+  results_table.add_runs(source, root)
+  results.write_plan(source, [('a', 2)])
+  results_table.add_runs(source, root)
+  (setting,) = results.collect(root).settings
+  assert [run.seed for run in setting.runs] == [1, 2]
+  assert not setting.missing
+  assert not (root / 'a/seed1/weights').exists()
