@@ -31,7 +31,7 @@ def protect() -> None:
   what native libraries print would go into that file.
   """
   while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-    pass
+    os.set_inheritable(descriptor, True)  # By the workers of a study too.
   os.close(descriptor)
   for name, descriptor in (('stdout', 1), ('stderr', 2)):
     stream = getattr(sys, name)

@@ -64,6 +64,17 @@ os.write(file, b'events')
   assert (tmp_path / 'events').read_text() == 'events'
 
 
+def test_the_processes_that_a_program_starts_have_their_streams(tmp_path):
+  program = """
+import subprocess, sys
+from lamarck_jax.runtime import standard_streams
+standard_streams.protect()
+child = 'import os, sys; assert sys.stdout and sys.stderr; os.write(2, b"x")'
+subprocess.run([sys.executable, '-c', child], check=True)
+"""
+  assert run('<&- >&- 2>&-', program) == 0
+
+
 def test_what_can_be_written_is_written():
   program = """
 import sys
