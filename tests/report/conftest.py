@@ -165,6 +165,7 @@ def opened(browser, url, **options):
   """Opens a page without a network; fails on any message of its console."""
   context = browser.new_context(**options)
   page = context.new_page()
+  page.set_default_timeout(120_000)  # Milliseconds; a busy machine loads for long.
   messages = []
   page.on('console', lambda message: messages.append(message.text))
   page.on('pageerror', lambda error: messages.append(str(error)))

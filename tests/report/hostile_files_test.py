@@ -93,6 +93,7 @@ def test_a_script_that_gets_into_the_page_does_not_run(browser, hostile_study):
   for address in (html_page.write(hostile_study).as_uri(), None):
     with serving(hostile_study) as url:
       page = browser.new_page()
+      page.set_default_timeout(120_000)
       messages = []
       page.on('console', lambda message, seen=messages: seen.append(message.text))
       page.goto(address or url)
