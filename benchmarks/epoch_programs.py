@@ -24,7 +24,6 @@ from benchmarks import common
 NETWORKS = (
   ('32c5 16c3s2 32c3', 32, 8, 1, 1137),
   ('64c5 32c5s2 64c3', 64, 16, 3, 1280),
-  ('64c3 32c3 64c3s2 64c5 32c3', 64, 16, 3, 1280),
 )
 NUM_CLASSES = 10
 

@@ -187,7 +187,8 @@ def concurrent(session: Session) -> str:
 
 def training_step(session: Session) -> str:
   """Times a training step beside PyTorch's."""
-  networks, flags = ['evolved7', 'mid'], ['--steps_per_epoch=88', '--round_seconds=0.3']
+  networks = ['evolved7', 'mid', 'small']
+  flags = ['--steps_per_epoch=88', '--round_seconds=0.3']
   if session.args.tiny:
     networks, flags = ['small'], ['--batch_size=16', '--round_seconds=0.01']
   results, rows, outcome = {}, [], 'complete'
