@@ -280,7 +280,6 @@ def _num_channels(inputs: Tree) -> int:
 
 
 def _mesh(inputs: Tree) -> Mesh:
-  """Returns the devices that share a batch."""
   return jax.tree.leaves(inputs)[0].sharding.mesh
 
 
