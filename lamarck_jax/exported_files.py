@@ -56,7 +56,8 @@ def check_free(out: pathlib.Path) -> None:
   """Checks that an export may be written to a folder.
 
   Raises:
-    UserError: If it holds files and is no earlier export, or is no folder.
+    UserError: If it holds files and is no earlier export, has folders in the place of
+      files, or is no folder.
   """
   try:
     names = sorted(path.name for path in out.iterdir()) if os.path.lexists(out) else []
@@ -68,6 +69,9 @@ def check_free(out: pathlib.Path) -> None:
       f'out: got {out} with {", ".join(map(repr, names[:3]))}{more} in it, want a new'
       ' or empty folder, or one of an earlier export'
     )
+  for name in (DESCRIPTION, PROGRAM, WEIGHTS, ONNX):
+    if (out / name).is_dir() and not (out / name).is_symlink():
+      raise UserError(f'out: got {out / name}, which is a folder, want a file or none')
 
 
 def write(
@@ -100,7 +104,7 @@ def write(
   content['sha256'] = _digest(content)
   staging = out / _STAGING
   with durable.storing(out):
-    if (out / README).exists() and _is_edited(out, digests[README]):
+    if os.path.lexists(out / README) and _is_edited(out, digests[README]):
       set_aside.file(durable.Folder.open(out), README)
     # An export that was interrupted has left it.
     shutil.rmtree(staging, ignore_errors=True)
@@ -134,6 +138,8 @@ def _commit(
 
 def _is_edited(out: pathlib.Path, digest: str) -> bool:
   """Returns whether README.md is neither as an export wrote it nor the new one."""
+  if not (out / README).is_file():
+    return True
   written = {digest}
   staging = out / _STAGING  # Has the descriptions where an export was interrupted.
   for path in (out / DESCRIPTION, staging / DESCRIPTION, staging / _REPLACED):

@@ -127,12 +127,12 @@ class Genotype:
       )
     ]
     next_lineage = fields['next_lineage']
-    integers = [next_lineage, *(n for block in blocks for n in vars(block).values())]
+    sizes = [n for b in blocks for n in (b.filters, b.kernel_size, b.stride)]
+    integers = [next_lineage, *sizes, *(block.lineage for block in blocks)]
     # The exact type: JSON's true is an instance of int, and 3.0 equals 3.
-    if not blocks or not all(type(value) is int for value in integers):
-      raise ValueError(
-        'genotype: got no blocks or a value of another type, want blocks of integers'
-      )
+    well_typed = all(type(value) is int for value in integers)
+    if not (blocks and well_typed and all(0 < size < 2**31 for size in sizes)):
+      raise ValueError('genotype: got no blocks or bad values, want positive integers')
     return cls(tuple(blocks), next_lineage=next_lineage)
 
 

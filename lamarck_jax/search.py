@@ -82,7 +82,7 @@ def run(
   config_lib.validate(config)
   workdir = paths.local('workdir', workdir)
   records.check(workdir, config.to_dict())
-  if (result := records.read_result(workdir)) is not None:
+  if (result := history.read_result(workdir)) is not None:
     dataset_record.check_finished(config.dataset, workdir)
     logging.info('%s holds a finished search', workdir)
     return result

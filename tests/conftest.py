@@ -1,5 +1,6 @@
 """Shared by the tests: a tiny data set, searches of a few seconds, finished runs."""
 
+from collections.abc import Iterator
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ from lamarck_jax import config, search
 from lamarck_jax.data import datasets
 from lamarck_jax.runtime import compilation_cache
 from lamarck_jax.study import results
+from tests.programs import Programs
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -164,6 +166,14 @@ def run_program(program: str, *arguments: str, **environment: str) -> str:
   )
   assert process.returncode == 0, process.stderr[-3000:]
   return process.stdout
+
+
+@pytest.fixture(scope='session')
+def programs() -> Iterator[Programs]:
+  """A process that runs programs, for tests that run many."""
+  process = Programs()
+  yield process
+  process.close()
 
 
 # ------------------------------------------------------------------------------

@@ -50,6 +50,16 @@ def files(out: pathlib.Path) -> dict[str, bytes]:
   return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
 
 
+def make_other(path: pathlib.Path, what: str) -> None:
+  """Makes what is no regular file."""
+  if what == 'pipe':
+    os.mkfifo(path)
+  elif what == 'folder':
+    path.mkdir()
+  else:
+    path.symlink_to('nowhere')
+
+
 def test_what_is_written_is_read_and_replaced_by_a_later_export(tmp_path):
   write(tmp_path / 'a' / 'out')
   assert read(tmp_path / 'a' / 'out') == ('ant', 'ant')
@@ -167,6 +177,34 @@ def test_other_files_beside_an_export_and_an_edited_readme_are_kept(tmp_path):
   assert found['README.md.old-2'] == b'# bee, for the fair'
 
 
+@pytest.mark.parametrize(
+  'name', ['network.json', 'network.stablehlo', 'weights.safetensors', 'network.onnx']
+)
+def test_a_folder_with_the_name_of_a_file_is_refused_and_the_export_kept(
+  tmp_path, name
+):
+  write(tmp_path)
+  (tmp_path / name).unlink()
+  (tmp_path / name).mkdir()
+  (tmp_path / name / 'notes').write_text('mine')
+  before = files(tmp_path)
+  with pytest.raises(UserError, match=rf'out: got .*{name}, which is a folder'):
+    write(tmp_path, 'bee')
+  assert files(tmp_path) == before
+  assert (tmp_path / name / 'notes').read_text() == 'mine'
+
+
+@pytest.mark.parametrize('what', ['pipe', 'folder', 'dangling link'])
+def test_a_readme_that_is_no_file_is_renamed(tmp_path, what):
+  write(tmp_path)
+  (tmp_path / 'README.md').unlink()
+  make_other(tmp_path / 'README.md', what)
+  mode = (tmp_path / 'README.md').lstat().st_mode
+  write(tmp_path, 'bee')
+  assert (tmp_path / 'README.md').read_text() == '# bee'
+  assert (tmp_path / 'README.md.old-1').lstat().st_mode == mode
+
+
 # ------------------------------------------------------------------------------
 # Damage
 # ------------------------------------------------------------------------------
@@ -262,12 +300,7 @@ def test_an_impossible_value_is_named_also_in_the_format_without_digests(
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name, what):
   write(tmp_path)
   (tmp_path / name).unlink()
-  if what == 'pipe':
-    os.mkfifo(tmp_path / name)
-  elif what == 'folder':
-    (tmp_path / name).mkdir()
-  else:
-    (tmp_path / name).symlink_to(tmp_path / 'nowhere')
+  make_other(tmp_path / name, what)
   assert 'regular' in refusal(tmp_path)
 
 

@@ -12,6 +12,7 @@ No digest covers durations, so that two runs with equal seeds have the same dige
 from collections.abc import Mapping, Sequence
 import hashlib
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -90,8 +91,33 @@ def unsealed(
     raise DamagedError(f'file: got {path} with {error}, want it as written') from error
   if digest != written:
     raise DamagedError(f'{OWN}: got {path} with {digest}, want {written!r} as written')
+  try:
+    check_durations(content)
+  except ValueError as error:
+    raise DamagedError(f'{error} in {path}') from error
   check(path, content, bound)
   return {name: value for name, value in content.items() if name not in bound}
+
+
+def check_durations(content: Any) -> None:
+  """Checks the durations inside a JSON value, which no digest covers.
+
+  Raises:
+    ValueError: If one is no number of seconds, nor an object of some.
+  """
+  if isinstance(content, list):
+    content = dict(enumerate(content))
+  if not isinstance(content, dict):
+    return
+  for name, value in content.items():
+    if name == 'test_accuracy_by_class':
+      continue  # Its names are those of classes, which may be any.
+    if name != 'seconds':
+      check_durations(value)
+      continue
+    for duration in value.values() if isinstance(value, dict) else [value]:
+      if type(duration) not in (int, float) or not 0 <= duration < math.inf:
+        raise ValueError(f'seconds: got {duration!r:.60}, want a number of at least 0')
 
 
 def check(

@@ -10,6 +10,7 @@ for a single file.
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -101,13 +102,20 @@ class Folder:
     """Returns what tells a file from another state of it, or None if it is not there.
 
     Raises:
+      DamagedError: If it is a symbolic link that leads nowhere, or to itself.
       StorageError: If it cannot be told.
     """
     with storing(self.path / name):
       try:
         status = os.stat(name, dir_fd=self.descriptor)
-      except FileNotFoundError:
-        return None
+      except OSError as error:
+        if not os.path.islink(self.path / name):
+          if isinstance(error, FileNotFoundError):
+            return None
+          raise
+        raise DamagedError(
+          f'file: got {self.path / name}, a link without a file, want a regular file'
+        ) from error
     return status.st_dev, status.st_ino, status.st_size
 
   def write(self, name: str, content: bytes | memoryview) -> None:
@@ -347,7 +355,9 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    raise UserError(
+    # A link that leads to itself is no matter of permissions.
+    kind = DamagedError if error.errno == errno.ELOOP else UserError
+    raise kind(
       f'file: got {error.strerror} reading {path}, want a readable file'
     ) from error
 

@@ -172,6 +172,7 @@ def _parse_line(line: bytes, number: int) -> dict[str, Any]:
     raise ValueError(f'crc32: got {checksum}, want {written!r}')
   # Files may come from anywhere: a checksum alone does not make them well-formed.
   Genotype.from_json(event)
+  digests.check_durations(event)
   if event['evaluation'] != number:
     raise ValueError(f'evaluation: got {event["evaluation"]!r}, want {number}')
   if not 0 <= event['fitness'] <= 1:

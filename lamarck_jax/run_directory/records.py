@@ -122,15 +122,29 @@ class RunDirectory:
       the evaluations that have been removed.
     """
     cut = set_aside.new_folder(self._folder, 'cut')
-    cut.write(events.FILE_NAME, self._folder.read_bytes(events.FILE_NAME))
+    has_events = self._folder.identity(events.FILE_NAME) is not None
+    if has_events:
+      cut.write(events.FILE_NAME, self._folder.read_bytes(events.FILE_NAME))
     for kept in (self._weights, self._completed):
       for name in kept.names():
         evaluation = _evaluation_of(name)
         if evaluation is not None and evaluation >= count:
           kept.move(name, cut.child(kept.path.name))
     # Last, since it makes the weights above ones that `keep_weights` removes.
-    self._events.keep_first(count)
+    if has_events:
+      self._events.keep_first(count)
     return cut.path
+
+  def later_weights(self, count: int) -> str | None:
+    """Returns a file of weights that cannot be there after `count` events, if any.
+
+    The next evaluation's can: weights are written before their event.
+    """
+    for name in reversed(self._weights.names()):
+      evaluation = _evaluation_of(name)
+      if evaluation is not None and evaluation > count:
+        return name
+    return None
 
   def write_weights(self, evaluation: int, variables: Mapping[str, Any]) -> None:
     """Writes the variables of an individual, named by its evaluation."""
@@ -158,6 +172,7 @@ class RunDirectory:
   def write_completing(self, evaluation: int, state: Mapping[str, Any]) -> None:
     """Writes the training state of an individual's completion, a tree of arrays."""
     name = weights.file_name(evaluation, 'completing')
+    set_aside.folder(self._weights, name)
     weights.write(self._weights, name, state, self._bound(evaluation))
 
   def read_completing(self, evaluation: int) -> dict[str, Any] | None:
@@ -179,6 +194,8 @@ class RunDirectory:
     What `write_completing` wrote is removed.
     """
     name = weights.file_name(evaluation, 'completed')
+    set_aside.folder(self._weights, name)
+    set_aside.folder(self._completed, _outcome_name(evaluation))
     digest = weights.write(self._weights, name, variables)
     if self._run is not None:
       bound = {digests.CONFIG: self._run, digests.WEIGHTS: digest}
@@ -232,7 +249,7 @@ class RunDirectory:
       start: Time, machine and versions.
     """
     starts = reading.read_starts(self.path)
-    if self._folder.identity('environment.json') and not starts:
+    if 'environment.json' in self._folder.names() and not starts:
       # It is damaged, and may still tell a person something.
       set_aside.file(self._folder, 'environment.json')
     content = {'dataset': dict(dataset), 'starts': [*starts, dict(start)]}
@@ -284,7 +301,7 @@ class RunDirectory:
         return evaluation in evaluations
       case evaluation, 'completing':
         # A crash can leave it behind when the completion has ended.
-        return self._completed.identity(_outcome_name(evaluation)) is None
+        return _outcome_name(evaluation) not in self._completed.names()
     return True
 
 

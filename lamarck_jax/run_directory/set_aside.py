@@ -19,6 +19,16 @@ def file(folder: durable.Folder, name: str) -> str:
   return target
 
 
+def folder(parent: durable.Folder, name: str) -> None:
+  """Renames a folder that has the name of a file, which could not be written.
+
+  Raises:
+    StorageError: If it cannot be renamed.
+  """
+  if (parent.path / name).is_dir() and not (parent.path / name).is_symlink():
+    file(parent, name)
+
+
 def new_folder(parent: durable.Folder, name: str) -> durable.Folder:
   """Makes a folder `name-1`, or the next number that is free.
 

@@ -65,7 +65,7 @@ def collect(root: pathlib.Path) -> list[AccuracyDrops]:
       logging.warning('%s is left out: %s', path, error)
       continue
     for event in events:
-      if event['parent'] is None or event['fitness_at_birth'] is None:
+      if event['parent'] is None or event.get('fitness_at_birth') is None:
         continue
       parent = events[event['parent']]
       before, after = map(Genotype.from_json, (parent, event))

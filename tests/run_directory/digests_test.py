@@ -106,6 +106,21 @@ def test_an_edited_result_is_refused(runs):
     records.read_result(run.path)
 
 
+@pytest.mark.parametrize('duration', ['"long"', '[]', 'null', '-1', 'NaN'])
+def test_durations_which_no_digest_covers_have_to_be_some(tmp_path, runs, duration):
+  run, _ = runs
+  run.write_result({'best': 2, 'seconds': 1.5})
+  run.write_completed(2, {'test_accuracy': 0.5, 'seconds': 1.5}, make_variables(4))
+  for name in ('result.json', 'completed/000002.json'):
+    _edit(run.path / name, '"seconds": 1.5', f'"seconds": {duration}')
+  with pytest.raises(DamagedError, match=r'seconds: got .* in .*result.json'):
+    run.read_result()
+  assert run.read_completed(2) is None
+  _edit(run.path / 'events.jsonl', '"total": 0.5', f'"total": {duration}')
+  with pytest.raises(DamagedError, match=r'events: got line 1 .*seconds'):
+    run.read_events()
+
+
 def test_a_result_without_its_events_is_refused(runs):
   run, other = runs
   for each in runs:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import struct
 
@@ -164,6 +165,31 @@ def test_a_completed_individual_is_read_as_it_was_written(directory):
   assert directory.read_completed(3) is None
   assert_same_bits(directory.read_completed_weights(4), make_variables(1))
   assert_same_bits(directory.read_weights(4), make_variables(0))
+
+
+def test_a_folder_with_the_name_of_a_file_is_renamed_for_it(directory):
+  directory.write_weights(4, make_variables(0))
+  names = ('weights/completing_000004.safetensors',)
+  names += ('weights/completed_000004.safetensors', 'completed/000004.json')
+  for name in names:
+    (directory.path / name).mkdir()
+    (directory.path / name / 'notes').write_text('mine')
+  assert directory.read_completed(4) is None
+  directory.write_completing(4, make_variables(1))
+  assert_same_bits(directory.read_completing(4), make_variables(1))
+  directory.write_completed(4, {'test_accuracy': 0.5}, make_variables(2))
+  assert directory.read_completed(4) == {'test_accuracy': 0.5}
+  for name in names:
+    assert (directory.path / f'{name}.old-1' / 'notes').read_text() == 'mine'
+
+
+@pytest.mark.parametrize('target', ['nowhere', 'events.jsonl'])
+def test_events_that_are_a_link_without_a_file_are_refused(directory, target):
+  (directory.path / 'events.jsonl').symlink_to(target)
+  for read in (directory.read_events, lambda: records.read_events(directory.path)):
+    with pytest.raises(UserError, match=r'got .*events.jsonl, a link without a file'):
+      read()
+  assert os.readlink(directory.path / 'events.jsonl') == target
 
 
 def test_a_result_is_read_as_it_was_written(directory):

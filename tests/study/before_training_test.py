@@ -1,5 +1,6 @@
 """How much accuracy children keep before training, in events of real searches."""
 
+import shutil
 import subprocess
 import sys
 
@@ -52,6 +53,13 @@ def test_every_child_is_in_the_table(study):
     int(part.split()[0]) for line in lines[-2:] for part in line.split('n =')[1:]
   ]
   assert sum(counts) == 10 + 7
+
+
+def test_runs_that_predate_the_accuracy_before_training_have_no_drops(tmp_path):
+  shutil.copytree(
+    conftest.ROOT / 'tests' / 'testdata' / 'run_format_2', tmp_path / 'x' / 'seed1'
+  )
+  assert before_training.collect(tmp_path) == []
 
 
 def test_a_directory_without_runs_is_refused(tmp_path):

@@ -1,9 +1,7 @@
 """Studies of which some files are damaged, or were made by somebody who means ill."""
 
 import concurrent.futures
-import copy
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -16,6 +14,7 @@ from lamarck_jax.errors import UserError
 from lamarck_jax.report import html_page
 from lamarck_jax.run_directory import records
 from lamarck_jax.study import before_training, figures, results, runner, tables
+from tests import damages
 from tests.conftest import read_events
 from tests.report.conftest import write_search
 from tests.study.conftest import make_tasks
@@ -23,58 +22,28 @@ from tests.study.conftest import make_tasks
 RUN_FILES = ('config.json', 'events.jsonl', 'result.json')
 
 
-def empty(path, other):
-  path.write_bytes(b'')
-
-
-def truncate(path, other):
-  os.truncate(path, path.stat().st_size // 2)
-
-
-def exchange(path, other):
-  shutil.copyfile(other, path)
-
-
-def wrong_form(path, other):
-  path.write_text('{}')
-
-
 def garbage_line(path, other):
   path.write_text('garbage\n' + path.read_text())
 
 
-def nesting(path, other):
-  path.write_text('[' * 100_000)
-
-
-def pipe(path, other):
-  path.unlink()
-  os.mkfifo(path)
-
-
-def directory(path, other):
-  path.unlink()
-  path.mkdir()
-
-
 DAMAGES = (
-  empty,
-  truncate,
-  exchange,
-  wrong_form,
+  damages.empty,
+  damages.truncate,
+  damages.exchange,
+  damages.wrong_form,
   garbage_line,
-  nesting,
-  pipe,
-  directory,
+  damages.nesting,
+  damages.pipe,
+  damages.directory,
 )
 # What leaves a whole file: as after a crash, or one that belongs to the same network.
 HARMLESS = {
-  ('events.jsonl', empty),
-  ('events.jsonl', truncate),
-  ('events.jsonl', exchange),
-  ('events.jsonl', nesting),
-  ('events.jsonl', wrong_form),
-  ('result.json', exchange),
+  ('events.jsonl', damages.empty),
+  ('events.jsonl', damages.truncate),
+  ('events.jsonl', damages.exchange),
+  ('events.jsonl', damages.nesting),
+  ('events.jsonl', damages.wrong_form),
+  ('result.json', damages.exchange),
 }
 
 
@@ -133,7 +102,7 @@ def test_a_damaged_file_of_a_study_is_refused_in_one_line(
   results.write(results.load(study_directory), study_directory / 'results.json')
   if name == 'results.json':
     (study_directory / 'study.json').unlink()
-  if damage is exchange:
+  if damage is damages.exchange:
     (study_directory / 'other').write_text('[1]')
   damage(study_directory / name, study_directory / 'other')
   with pytest.raises(UserError, match=f'got .*{name}') as caught:
@@ -174,43 +143,6 @@ def test_reasons_and_names_do_not_control_the_terminal_latex_or_markdown(
 # ------------------------------------------------------------------------------
 
 _FUZZ = settings(max_examples=50, deadline=None, derandomize=True)
-_JSON = st.recursive(
-  st.none()
-  | st.booleans()
-  | st.sampled_from([-1, 0, 1, 2**70, 10**400, 0.5, float('nan'), float('inf')])
-  | st.text(max_size=5),
-  lambda inner: (
-    st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-  ),
-  max_leaves=6,
-)
-
-
-def places(value, path=()):
-  """Returns the paths of all values inside a JSON value."""
-  found = [path]
-  if isinstance(value, dict | list):
-    keys = value if isinstance(value, dict) else range(len(value))
-    for key in keys:
-      found += places(value[key], (*path, key))
-  return found
-
-
-@st.composite
-def mutated(draw, original):
-  """A JSON object of which a few values are others, or gone."""
-  content = copy.deepcopy(original)
-  for _ in range(draw(st.integers(1, 2))):
-    place = draw(st.sampled_from(places(content)[1:]))
-    inside = content
-    for key in place[:-1]:
-      inside = inside[key]
-    if draw(st.booleans()):
-      inside[place[-1]] = draw(_JSON)
-    else:
-      del inside[place[-1]]
-  return content
 
 
 def use(study):
@@ -233,7 +165,7 @@ def test_any_run_is_read_or_missing(whole_study, tmp_path_factory, data):
       {**event, 'seconds': {'total': 1.0}, 'crc32': None} for event in read_events(path)
     ]
     (path / kind).unlink()
-    changed = data.draw(mutated({'events': events})).get('events')
+    changed = data.draw(damages.mutated({'events': events})).get('events')
     config = json.loads((path / 'config.json').read_text())['config']
     run = records.RunDirectory(path, config)
     for event in changed if isinstance(changed, list) else []:
@@ -242,7 +174,7 @@ def test_any_run_is_read_or_missing(whole_study, tmp_path_factory, data):
         run.append_event(event)
   else:
     content = json.loads((path / kind).read_text())
-    (path / kind).write_text(json.dumps(data.draw(mutated(content))))
+    (path / kind).write_text(json.dumps(data.draw(damages.mutated(content))))
   use(results.load(root))
   try:
     html_page.to_json(html_page.collect(path))
@@ -266,7 +198,7 @@ def test_any_plan_and_any_results_are_read_or_refused(
       (root / name).symlink_to(whole_study / name)
     path = root / 'study.json'
     shutil.copyfile(whole_study / 'study.json', path)
-  path.write_text(json.dumps(data.draw(mutated(json.loads(path.read_text())))))
+  path.write_text(json.dumps(data.draw(damages.mutated(json.loads(path.read_text())))))
   try:
     use(results.load(root))
   except UserError as error:
