@@ -33,6 +33,7 @@ def test_parts_that_do_not_fit_are_skipped_and_named(tmp_path):
     assert f'{name}: skipped' in output
 
 
+@pytest.mark.slow
 def test_a_search_reports_its_figures_and_the_extrapolation(tmp_path):
   output, files = run(tmp_path, '--parts=search_float32')
   figures = files['search_float32']

@@ -52,6 +52,7 @@ def test_one_command_leaves_results_tables_and_figures(
   assert len(results.load(tmp_path / 'results.json').settings) == 2
 
 
+@pytest.mark.slow
 def test_a_study_that_is_ended_leaves_no_worker_behind(
   shared_compilation_cache, tmp_path
 ):
