@@ -2,7 +2,7 @@
 
 The lock is the file `.lock`, on disk before anything else is written. Two lines name
 its holder: the process; the host, its boot, the time, and a random token. It is taken
-over once its holder is gone, which is told
+over once its holder is gone, which is told::
 
   on one host, or where hosts share locks   by `flock`, which ends with the process;
   after the host has started anew           by the host's name and its boot;
