@@ -18,7 +18,7 @@ import shutil
 
 import numpy as np
 
-from benchmarks import common
+from benchmarks import common, crossover_tables
 from benchmarks import peers as peers_lib
 from benchmarks.results_cells import (
   BASELINES,
@@ -317,7 +317,7 @@ TABLES: dict[str, Callable[..., str]] = {
     completions,
     peers,
   )
-}
+} | crossover_tables.TABLES
 
 
 # ------------------------------------------------------------------------------
