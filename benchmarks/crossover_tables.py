@@ -5,7 +5,7 @@ of pairs, Mann-Whitney's of searches. The states of one search are not independe
 intervals are bootstrapped over searches, and the test is given for their means as well.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 from typing import Any
 
@@ -16,7 +16,7 @@ from benchmarks import crossover_births
 from benchmarks.results_cells import RESULTS, mean_std, p_value, study
 from lamarck_jax.study import analysis, tables
 
-Records = Sequence[dict[str, Any]]
+Records = Sequence[Mapping[str, Any]]
 
 NAME = 'crossover'
 SEARCHES = f'{NAME}/searches'
@@ -24,6 +24,7 @@ SEARCHES = f'{NAME}/searches'
 PLANNED = ('mutant', 'leaf_rule', 'unrelated', 'fresh')
 DESCRIBED = ('mutant_net2net',)
 _NUM_RESAMPLES = 9999
+_NUM_RHO_RESAMPLES = 1999  # Ranks take longer.
 _NO_RUNS = 'No runs yet.'
 
 
@@ -39,29 +40,47 @@ def records() -> Records:
 
 
 def wilcoxon(differences: np.ndarray) -> float:
-  """Returns p of the signed-rank test; 1 if all are 0, NaN if there are none."""
-  if not len(differences):
-    return np.nan
+  """Returns p of the signed-rank test; 1 if all are 0."""
   return float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
 
 
-def bootstrap(
-  statistic: Callable[..., float], groups: np.ndarray, *samples: np.ndarray
-) -> tuple[float, float]:
-  """Returns the 95% percentile interval of a statistic, with whole groups resampled.
+def mean_interval(values: np.ndarray, seeds: np.ndarray) -> tuple[float, float]:
+  """Returns the 95% percentile interval of a mean, with whole searches resampled.
 
   Args:
-    statistic: Of the samples.
-    groups: The group of each state, int [states].
-    samples: What is measured of each state, [states].
+    values: A value for each state, [states].
+    seeds: The seed of its search, int [states].
   """
+  groups = [values[seeds == seed] for seed in np.unique(seeds)]
+  sums, sizes = (np.array([f(group) for group in groups]) for f in (np.sum, len))
+  rng, n = np.random.default_rng(0), len(groups)
+  counts = rng.multinomial(n, np.full(n, 1 / n), _NUM_RESAMPLES)
+  return _interval((counts @ sums) / (counts @ sizes))
+
+
+def rho_interval(
+  x: np.ndarray, y: np.ndarray, seeds: np.ndarray
+) -> tuple[float, float]:
+  """Returns the interval of Spearman's rho, as `mean_interval` does."""
+  members = [np.flatnonzero(seeds == seed) for seed in np.unique(seeds)]
   rng = np.random.default_rng(0)
-  members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
   resampled = []
-  for _ in range(_NUM_RESAMPLES):
+  for _ in range(_NUM_RHO_RESAMPLES):
     drawn = rng.integers(len(members), size=len(members))
     rows = np.concatenate([members[index] for index in drawn])
-    resampled.append(statistic(*(sample[rows] for sample in samples)))
+    resampled.append(_rho(x[rows], y[rows]))
+  return _interval(np.array(resampled))
+
+
+def _rho(x: np.ndarray, y: np.ndarray) -> float:
+  # SciPy's function tests as well, which takes most of the time.
+  ranks = stats.rankdata(x), stats.rankdata(y)
+  if np.ptp(ranks[0]) == 0 or np.ptp(ranks[1]) == 0:
+    return np.nan
+  return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _interval(resampled: np.ndarray) -> tuple[float, float]:
   low, high = np.nanquantile(resampled, (0.025, 0.975))
   return float(low), float(high)
 
@@ -95,11 +114,8 @@ def differences(
 # ------------------------------------------------------------------------------
 
 
-def crossover_arms() -> str:
+def arms(found: Records) -> str:
   """Accuracy of each arm before training and after each epoch."""
-  found = records()
-  if not found:
-    return _NO_RUNS
   epochs = len(found[0]['arms']['stitched']['losses'])
   header = ['Arm, percent', 'n', 'Before training']
   header += [f'After {epoch}' for epoch in range(1, epochs + 1)]
@@ -126,11 +142,8 @@ def _quartiles(values: np.ndarray, digits: int = 1) -> str:
   return f'{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})'
 
 
-def crossover_differences() -> str:
+def all_differences(found: Records) -> str:
   """The stitched child less each other arm, with the planned tests."""
-  found = records()
-  if not found:
-    return _NO_RUNS
   header = ['Stitched less', 'When', 'n', 'Median', 'Mean, points']
   header += ['Higher, equal, lower', 'p', 'p Holm', 'p of seed means']
   rows = []
@@ -138,7 +151,7 @@ def crossover_differences() -> str:
     corrected = holm_p_values(found, epoch)
     for other in (*PLANNED, *DESCRIBED):
       values, seeds = differences(found, other, epoch)
-      low, high = bootstrap(np.mean, seeds, values)
+      low, high = mean_interval(values, seeds)
       counts = [np.sum(sign * values > 0) for sign in (1, -1)]
       equal = len(values) - sum(counts)
       rows.append(
@@ -163,11 +176,8 @@ def holm_p_values(found: Records, epoch: int) -> dict[str, float]:
   return dict(zip(PLANNED, analysis.holm(p_values)))
 
 
-def crossover_correlations() -> str:
+def correlations(found: Records) -> str:
   """Rank correlations of what a stitched child loses with R² and distance."""
-  found = records()
-  if not found:
-    return _NO_RUNS
   header = ["Loss of the second parent's accuracy", 'With', 'n', "Spearman's rho", 'p']
   rows = []
   for when, epoch in (('before training', 0), ('after e epochs', -1)):
@@ -175,7 +185,7 @@ def crossover_correlations() -> str:
     loss = second - _column(found, 'stitched', epoch)
     for name, values in _predictors(found):
       rho, p = stats.spearmanr(loss, values)
-      low, high = bootstrap(_rho, _seeds(found), loss, values)
+      low, high = rho_interval(loss, values, _seeds(found))
       text = f'{rho:+.2f} ({low:+.2f} to {high:+.2f})'
       rows.append([when, name, str(len(loss)), text, p_value(p)])
   return tables.markdown(header, rows)
@@ -187,19 +197,9 @@ def _predictors(found: Records) -> Iterator[tuple[str, np.ndarray]]:
   yield 'evaluations since the common ancestor', np.array(distances)
 
 
-def _rho(x: np.ndarray, y: np.ndarray) -> float:
-  # Spearman's, without the test, which takes most of the time.
-  ranks = stats.rankdata(x), stats.rankdata(y)
-  if np.ptp(ranks[0]) == 0 or np.ptp(ranks[1]) == 0:
-    return np.nan
-  return float(np.corrcoef(*ranks)[0, 1])
-
-
-def crossover_completions() -> str:
+def completions(found: Records) -> str:
   """Accuracies after completion from inherited and from fresh weights."""
-  found = [record for record in records() if 'completions' in record]
-  if not found:
-    return _NO_RUNS
+  found = [record for record in found if 'completions' in record]
   header = ['Weights, percent', 'n', 'Training', 'Validation', 'Test']
   header += ['Test less fresh', 'Higher, equal, lower', 'p']
   rows = []
@@ -215,7 +215,7 @@ def crossover_completions() -> str:
       rows.append([*row, '', '', ''])
       continue
     less = np.round(100 * (values[name, 'test'] - values['fresh', 'test']), 9)
-    low, high = bootstrap(np.mean, _seeds(found), less)
+    low, high = mean_interval(less, _seeds(found))
     counts = [np.sum(less > 0), np.sum(less == 0), np.sum(less < 0)]
     row.append(f'{less.mean():+.2f} ({low:+.2f} to {high:+.2f})')
     rows.append([*row, ', '.join(map(str, counts)), p_value(wilcoxon(less))])
@@ -227,7 +227,7 @@ def crossover_completions() -> str:
 # ------------------------------------------------------------------------------
 
 
-def crossover_searches() -> str:
+def searches() -> str:
   """The searches at equal epochs: the first setting against each other one."""
   found = study(SEARCHES)
   if found is None:
@@ -267,7 +267,7 @@ def crossover_searches() -> str:
   return tables.markdown(header, rows)
 
 
-def search_p_values(samples: dict[str, np.ndarray]) -> dict[str, float]:
+def search_p_values(samples: Mapping[str, np.ndarray]) -> dict[str, float]:
   """Returns p of the first sample against each other, by the other's name."""
   (_, first), *others = samples.items()
   return {
@@ -286,13 +286,14 @@ def _difference(x: np.ndarray, y: np.ndarray) -> str:
   return f'{100 * (x.mean() - y.mean()):+.1f} ({low:+.1f} to {high:+.1f})'
 
 
+def _of_births(table: Callable[[Records], str]) -> Callable[[], str]:
+  return functools.cache(lambda: table(records()) if records() else _NO_RUNS)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-  function.__name__: function
-  for function in (
-    crossover_arms,
-    crossover_differences,
-    crossover_correlations,
-    crossover_completions,
-    crossover_searches,
-  )
+  'crossover_arms': _of_births(arms),
+  'crossover_differences': _of_births(all_differences),
+  'crossover_correlations': _of_births(correlations),
+  'crossover_completions': _of_births(completions),
+  'crossover_searches': functools.cache(searches),
 }

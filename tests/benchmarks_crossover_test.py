@@ -1,9 +1,11 @@
 """The experiment on crossover: its paired births, and what its tables say of them."""
 
 import jax
+import numpy as np
 import pytest
+import scipy.stats
 
-from benchmarks import crossover_births, crossover_states
+from benchmarks import crossover_births, crossover_states, crossover_tables
 from lamarck_jax import crossover
 from lamarck_jax.crossover import Cut
 from lamarck_jax.evolution import Individual
@@ -82,3 +84,87 @@ def test_an_unrelated_mate_is_cut_at_the_same_resolution_and_shares_no_block():
   }
   args = jax.random.key(0), related, [too_wide], _SPACE
   assert crossover_states.unrelated_child(*args) is None
+
+
+# ------------------------------------------------------------------------------
+# Tables
+# ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def records():
+  """24 states of 6 searches, each arm with an accuracy before and after training."""
+  rng = np.random.default_rng(0)
+  found = []
+  for index in range(24):
+    end = 0.5 - index / 200
+    accuracies = {
+      name: [0.1, round(end - rng.normal(0.05, 0.05), 3)]
+      for name in crossover_births.ARMS
+    }
+    accuracies |= {'stitched': [0.4 - index / 100, end], 'fresh': [0.1, end]}
+    r2 = {'stitched': 0.9 - index / 50}
+    arms = {
+      name: {'r2': r2.get(name), 'accuracies': values, 'losses': [1.0]}
+      for name, values in accuracies.items()
+    }
+    if index % 2:
+      arms['unrelated'] = None
+    ends = {'train': 1.0, 'validation': 0.9, 'test': 0.9}
+    better = {**ends, 'test': 0.9 + index / 1000}
+    found.append(
+      {
+        'seed': index // 4,
+        'fitness': [0.5, 0.6],
+        'distance': index % 3,
+        'arms': arms,
+        'completions': {'stitched': better, 'leaf_rule': better, 'fresh': ends},
+      }
+    )
+  return found
+
+
+def cells(table):
+  """The cells of a Markdown table, by the first cells of their row."""
+  rows = [
+    [cell.strip() for cell in line.strip('|').split('|')]
+    for line in table.splitlines()[2:]
+  ]
+  return {tuple(row[:2]): row[2:] for row in rows}
+
+
+def test_the_tests_of_births_are_those_of_scipy_with_holm_over_the_planned(records):
+  table = cells(crossover_tables.all_differences(records))
+  p_values = {}
+  for other, n in (('mutant', 24), ('leaf_rule', 24), ('unrelated', 12)):
+    less = [
+      r['arms']['stitched']['accuracies'][-1] - r['arms'][other]['accuracies'][-1]
+      for r in records
+      if r['arms'][other]
+    ]
+    p_values[other] = scipy.stats.wilcoxon(np.round(less, 9)).pvalue
+    row = table[other.replace('_', ' '), 'after e epochs']
+    assert row[0] == f'{n}'
+    assert float(row[1]) == pytest.approx(100 * np.median(less), abs=0.051)
+    assert float(row[4]) == pytest.approx(p_values[other], rel=0.5)
+  corrected = crossover_tables.holm_p_values(records, -1)
+  least = min(p_values, key=p_values.get)
+  assert corrected[least] == pytest.approx(4 * p_values[least])
+  assert corrected['fresh'] == 1  # All differences are 0.
+  assert table['fresh', 'after e epochs'][3:5] == ['0, 24, 0', '1']
+
+
+def test_losses_are_correlated_with_the_fit_and_searches_are_resampled_whole(records):
+  table = cells(crossover_tables.correlations(records))
+  assert table['before training', 'R²'][1] == '-1.00 (-1.00 to -1.00)'
+  values, seeds = np.array([0.0, 0, 0, 1, 1, 1]), np.array([1, 1, 1, 2, 2, 2])
+  assert crossover_tables.mean_interval(values, seeds) == (0, 1)
+
+
+def test_completions_are_compared_in_pairs_with_those_from_fresh_weights(records):
+  table = crossover_tables.completions(records)
+  row = cells(table)['stitched', '24']
+  assert row[3].startswith('+1.15 ')
+  assert row[4] == '23, 1, 0'
+  assert cells(table)['fresh', '24'][3:] == ['', '', '']
+  assert '| stitched' in crossover_tables.arms(records)

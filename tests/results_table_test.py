@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from benchmarks import results_cells, results_table
+from benchmarks import crossover_tables, results_cells, results_table
 from lamarck_jax.run_directory import records
 from lamarck_jax.study import plots, results
 
@@ -90,10 +90,18 @@ def _p_values(names):
     found.add(scipy.stats.mannwhitneyu(fresh['lamarckian'], fresh['baseline_1']).pvalue)
   if 'inheritance_modes' in names:
     found |= _remedies()
+  # As the tables have them, which follow from the files.
+  for table in _crossover_tables(names):
+    found |= {float(p) for p in re.findall(r'(?<=\| )[01]\.\d+(?= *\|)', table)}
   for name in set(names) & set(results_cells.PLANNED):
     for other in results_cells.BASELINES:
       found.add(results_cells.comparison(name, results_cells.TEST, other).p_holm)
   return found
+
+
+def _crossover_tables(names):
+  is_there = crossover_tables.SEARCHES in names
+  return [table() for table in crossover_tables.TABLES.values()] if is_there else []
 
 
 def _remedies():
@@ -136,7 +144,12 @@ def _means(names):
           samples.append([run[weights][split] for run in group])
   found = [(np.mean(s), np.std(s, ddof=1)) for s in samples if len(s) > 1]
   paper = [(row['mean'], row['std']) for row in plots.paper_table_1()]
-  return [(100 * mean, 100 * std) for mean, std in found] + paper
+  crossover = [
+    (float(mean), float(std))
+    for table in _crossover_tables(names)
+    for mean, std in re.findall(r'([\d.]+)±([\d.]+)', table)
+  ]
+  return [(100 * mean, 100 * std) for mean, std in found] + paper + crossover
 
 
 def _quoted_p_values(text):
