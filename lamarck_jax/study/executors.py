@@ -24,6 +24,7 @@ from typing import Protocol, TextIO
 
 from ml_collections import config_dict
 
+from lamarck_jax.data import files
 from lamarck_jax.errors import StorageError, UserError
 from lamarck_jax.run_directory import durable
 from lamarck_jax.runtime import devices
@@ -112,7 +113,11 @@ def perform(task: Task) -> str | None:
   Returns:
     None, or why the search failed, in one line.
   """
-  with task.log.open('a') as log, _redirected(log):
+  try:
+    opened = _open_log(task.log)
+  except OSError as error:
+    return f'log: got {task.log}, want a file to append to: {error.strerror}'
+  with opened as log, _redirected(log):
     try:
       # These import JAX, which must find the environment that the worker was given.
       from lamarck_jax import search
@@ -129,6 +134,22 @@ def perform(task: Task) -> str | None:
       traceback.print_exc()
       return ' '.join(f'{type(error).__name__}: {error}'.split())
   return None
+
+
+def _open_log(path: pathlib.Path) -> TextIO:
+  """Opens a log for appending; a pipe would wait for a reader.
+
+  Raises:
+    OSError: If it cannot be opened, or is no regular file.
+  """
+  flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+  descriptor = os.open(path, flags, 0o666)
+  try:
+    files.check_regular(path, os.fstat(descriptor))
+    return open(descriptor, 'a')
+  except BaseException:
+    os.close(descriptor)
+    raise
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from lamarck_jax import config as config_lib
 from lamarck_jax.errors import UserError
 from lamarck_jax.runtime import devices, process
 from lamarck_jax.study import executors, gpu_sharing
+from tests import damages
 
 
 def test_every_worker_has_cores_of_its_own():
@@ -84,3 +85,16 @@ def test_a_ray_cluster_that_cannot_be_reached_is_refused_at_once():
   pytest.importorskip('ray')
   with pytest.raises(UserError, match='ray_address'):
     executors.RayExecutor('127.0.0.1:1')
+
+
+@pytest.mark.parametrize('damage', [damages.pipe, damages.directory])
+def test_a_log_that_is_no_file_is_named_and_nothing_waits(tmp_path, damage):
+  path = tmp_path / 'run.log'
+  path.touch()
+  damage(path, path)
+  config = config_lib.get_config()
+  task = executors.Task('lamarckian', 1, config, tmp_path / 'run', path, None)
+  why = executors.perform(task)
+  assert why is not None
+  assert why.startswith(f'log: got {path}, want a file to append to: ')
+  assert not (tmp_path / 'run').exists()

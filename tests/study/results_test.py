@@ -87,7 +87,9 @@ def test_a_study_that_never_ran_is_refused(tmp_path):
     results.load(tmp_path)
 
 
-@pytest.mark.parametrize('content', ['', '[]', '{"format_version": 1, "runs": 1, "failures": {}}'])
+@pytest.mark.parametrize(
+  'content', ['', '[]', '{"format_version": 1, "runs": 1, "failures": {}}']
+)
 def test_a_damaged_plan_is_refused(tmp_path, content):
   (tmp_path / 'study.json').write_text(content)
   with pytest.raises(UserError, match='want the plan of a study'):
@@ -132,5 +134,5 @@ def test_a_number_that_has_changed_is_noticed(study, tmp_path, name):
   changed = text.replace('4', '0', 1)
   assert changed != text
   path.write_text(changed)
-  with pytest.raises(UserError, match='sha256: got .* as written'):
+  with pytest.raises(UserError, match=r'sha256: got .* as written'):
     results.load(tmp_path)
