@@ -95,12 +95,13 @@ def _check_workers(config: config_dict.ConfigDict) -> None:
       )
   if number is None:
     return
-  if config.algorithm != 'population':
+  is_population = config.algorithm == 'population'
+  children = config.population.children if is_population else 1
+  if children == 1:
     raise UserError(
-      f'num_workers: got {number} with config.algorithm {config.algorithm!r}, which has'
-      " one child at a time, want 'population'"
+      f'num_workers: got {number}, which has no effect where one child is trained at a'
+      " time, want config.algorithm 'population' with several children"
     )
-  children = config.population.children
   if not 1 <= number <= children:
     raise UserError(
       f'num_workers: got {number}, want at least 1 and at most'
@@ -165,7 +166,6 @@ def main(argv: list[str]) -> None:
   from lamarck_jax.report import html_page, tensorboard
   from lamarck_jax.runtime import process
 
-  # Before the signals are ours, since Ray has a handler of SIGTERM.
   workers = _make_workers()
   try:
     signals.install()

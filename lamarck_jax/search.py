@@ -8,7 +8,6 @@ and restored is in `run_directory`.
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import datetime
-import functools
 import itertools
 import math
 import os
@@ -59,9 +58,9 @@ def run(
     config: A configuration, see `lamarck_jax.config`.
     workdir: The run directory; made if it is not there.
     on_event: Called with the event of every evaluation once it is recorded.
-    workers: Train the children of a generation side by side, see
-      `lamarck_jax.workers`; closed at the end. By default this process trains one child
-      after another.
+    workers: They train the children of a generation side by side, see
+      `lamarck_jax.workers`, and are closed at the end. By default this process trains
+      one child after another.
 
   Returns:
     The content of `result.json`.
@@ -124,13 +123,15 @@ def _search(
   def shapes(genotype: Genotype) -> Variables:
     return model.variable_shapes(genotype, channels, trainer.num_classes)
 
-  one_by_one = functools.partial(trial.one_by_one, config, trainer)
-  evaluate = workers.evaluate if workers else one_by_one
   state, living = history.restore(directory, initial_state(config), shapes)
   with Progress(config.budget_epochs, state.evolution.epochs_used) as progress:
     while not state.evolution.done:
       generation = _ask(state, living)
-      outcomes = evaluate(generation, progress)
+      # The first network is trained here, while the workers start.
+      if workers and any(candidate.offspring.parents for candidate in generation):
+        outcomes = workers.evaluate(generation, progress)
+      else:
+        outcomes = trial.one_by_one(config, trainer, generation, progress)
       for candidate in generation:
         outcome = next(outcomes)
         if outcome.variables is not None:

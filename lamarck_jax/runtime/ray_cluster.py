@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 import logging
+import signal
 import socket
+import threading
 from types import ModuleType
 
 from lamarck_jax.errors import UserError
@@ -34,7 +36,10 @@ def join(address: str | None, needed: Mapping[str, float], what: str) -> ModuleT
     if address and ':' in address:  # Ray would retry for minutes.
       host, _, port = address.removeprefix('ray://').rpartition(':')
       socket.create_connection((host, int(port)), timeout=10).close()
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+    if threading.current_thread() is threading.main_thread():
+      signal.signal(signal.SIGTERM, handler)  # Ray has set its own.
   except (ConnectionError, OSError, ValueError) as error:
     raise UserError(
       f'ray_address: got {address!r}, want that of a running cluster: {error}'

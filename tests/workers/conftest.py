@@ -2,7 +2,7 @@
 
 from ml_collections import config_dict
 
-from tests.conftest import TINY_FLAGS, make_tiny_config
+from tests.conftest import make_tiny_config
 
 # With this seed two of the first seven children have two parents, whatever the
 # fitnesses: all parents are equally likely until the population is full.
@@ -17,8 +17,8 @@ _FIELDS = {
   'population.tournament': 1,
 }
 
-FLAGS = [flag for flag in TINY_FLAGS if 'budget_epochs' not in flag]
-FLAGS += [f'--config.{field}={value}' for field, value in _FIELDS.items()]
+# For `start_search`, which adds those of a tiny search.
+FLAGS = [f'--config.{field}={value}' for field, value in _FIELDS.items()]
 
 
 def make_population_config() -> config_dict.ConfigDict:
