@@ -349,7 +349,7 @@ def test_the_next_child_is_among_those_compiled_ahead(
     Genotype.from_json(event) for event in records.read_events(tmp_path / 'run')
   ]
   assert len(foreseen) == len(children)
-  assert foreseen.pop() == []
+  assert not foreseen.pop()
   for child, genotypes in zip(children[1:], foreseen):
     assert len(genotypes) == 2
     assert child in genotypes
