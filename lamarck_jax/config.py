@@ -100,6 +100,8 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   'population.replacement': ('worst', checks.one_of(REPLACEMENTS)),
   # The weights of a child of two parents; all are fresh where `inheritance` is 'none'.
   'population.crossover_inheritance': ('stitched', checks.one_of(CROSSOVER_MODES)),
+  # Of a CPU, for each child, however many children are trained side by side.
+  'population.cores_per_child': (1, checks.integer(1)),
   # The depth of a network is uniform on 1 to this.
   'random_search.max_blocks': (10, checks.integer(1)),
   # F: filter counts, ascending.
@@ -237,6 +239,10 @@ _NEEDS: dict[str, tuple[str, Callable[[config_dict.ConfigDict], bool]]] = {
   'random_search.max_blocks': (
     "algorithm 'random_search'",
     lambda config: config.algorithm == 'random_search',
+  ),
+  'population.cores_per_child': (
+    "algorithm 'population'",
+    lambda config: config.algorithm == 'population',
   ),
   **dict.fromkeys(
     ('niching.rate', 'niching.iterations'),

@@ -166,6 +166,24 @@ _CASES += [
     (_STUDY, ['--config=configs/digits.py', '--workdir=DIR/study', flag], 'engine=ray')
     for flag in ('--ray_address=auto', '--cpus_per_run=2', '--gpus_per_run=1')
   ),
+  (_SEARCH, ['--num_workers=2'], 'num_workers: got 2'),
+  (_SEARCH, ['--engine=ray'], 'want --num_workers'),
+  (_SEARCH, ['--config.population.cores_per_child=2'], "algorithm 'population'"),
+  *(
+    (_SEARCH, ['--config.algorithm=population', '--num_workers=2', flag], 'engine=ray')
+    for flag in ('--ray_address=auto', '--cpus_per_worker=2', '--gpus_per_worker=1')
+  ),
+  *(
+    (_SEARCH, ['--config.algorithm=population', *flags], named)
+    for flags, named in [
+      (['--num_workers=0'], 'num_workers: got 0'),
+      (['--num_workers=5'], 'population.children, 4'),
+      (['--num_workers=1', '--config.population.children=1'], 'several children'),
+      (['--num_workers=2', '--engine=mpi'], "engine: got 'mpi'"),
+      (['--num_workers=2', '--engine=ray', '--cpus_per_worker=0'], 'cpus_per_worker'),
+      (['--num_workers=2', '--engine=ray', '--gpus_per_worker=-1'], 'gpus_per_worker'),
+    ]
+  ),
   ('lamarck_jax.report', ['DIR/stored', '--port=80'], '--serve'),
   (_STUDY, ['--config=configs/digits.py', '--workdir='], 'workdir'),
   (_STUDY, ['--workdir=DIR/study'], 'config'),

@@ -100,6 +100,7 @@ _BAD = [
   ('population.crossover_rate', math.nan),
   ('population.replacement', 'best'),
   ('population.crossover_inheritance', 'overlap'),
+  ('population.cores_per_child', 0),
   ('random_search.max_blocks', 0),
   ('random_search.max_blocks', 2.5),
   ('search_space.filters', ()),
@@ -426,6 +427,7 @@ def test_a_config_file_of_the_paper_holds_its_values(name, setting):
       'crossover_rate': 0.5,
       'replacement': 'worst',
       'crossover_inheritance': 'stitched',
+      'cores_per_child': 1,
     },
     'random_search': {'max_blocks': 10},
     'search_space': {

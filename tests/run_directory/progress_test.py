@@ -38,7 +38,7 @@ def _clock(monkeypatch):
 def _evaluate(bar: progress.Progress, event: dict, speed: float = 1234.5) -> None:
   bar.training(event['evaluation'], _GENOTYPE)
   for _ in range(4):
-    bar.epoch()
+    bar.epoch(event['evaluation'])
   bar.evaluated(event, _GENOTYPE, speed)
 
 
