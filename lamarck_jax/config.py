@@ -66,6 +66,9 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   'algorithm': ('one_plus_one', checks.one_of(ALGORITHMS)),
   # The mode of inheritance; 'none': all weights are fresh.
   'inheritance': ('lamarckian', checks.inheritance(INHERITANCE_MODES)),
+  # The first network: a genotype, a finished run or an exported network. None: it is
+  # drawn at random.
+  'init_from': (str, checks.init_from),
   # Noise on filters copied by net2net, in units of their kernel's standard deviation.
   'inheritance_noise': (0.03, checks.number(0, 10)),
   # Shrink and perturb: inherited weights are scaled by it, and fresh ones added at 1

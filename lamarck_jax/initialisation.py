@@ -50,7 +50,7 @@ def initial_variables(
     for parent, variables in zip(offspring.parents, parent_variables, strict=True)
   ]
   if not parents:
-    return _fresh(key, child, trainer), None
+    return _initial(key, offspring, trainer, config), None
   if offspring.cut is None:
     return _from_one(key, parents[0], child, trainer, config), None
   mode = config.population.crossover_inheritance
@@ -122,6 +122,24 @@ def _steps(trainer: Trainer, examples: int) -> range:
 def _fresh(key: jax.Array, child: Genotype, trainer: Trainer) -> Variables:
   *_, channels = trainer.image_shape
   return model.init_variables(key, child, channels, trainer.num_classes)
+
+
+def _initial(
+  key: jax.Array, offspring: Offspring, trainer: Trainer, config: config_dict.ConfigDict
+) -> Variables:
+  """Returns the variables of a network without parents, see `warm_start`.
+
+  Those that it starts from may be of other images and classes. There is no function to
+  preserve then, and no mutation, so `net2net` is the leaf rule.
+  """
+  child, source = offspring.genotype, offspring.variables
+  if source is None:
+    return _fresh(key, child, trainer)
+  mode = 'lamarckian' if config.inheritance == 'net2net' else config.inheritance
+  data = trainer.image_shape[-1], trainer.num_classes
+  context = inheritance.Context(key, child, source, child, data=data)
+  variables = inheritance.MODES[mode](context)
+  return inheritance.shrink_and_perturb(key, variables, config.inheritance_shrink)
 
 
 def _from_one(

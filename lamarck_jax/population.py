@@ -14,7 +14,7 @@ one another's fitness. So they can be trained side by side, and a state in the m
 a generation asks for the same remaining children when it is given the same key.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import contextlib
 import dataclasses
 from typing import Any, ClassVar
@@ -44,12 +44,16 @@ class Offspring:
     cut: Where the two parents were cut.
     mate: The individual drawn for a crossover, even if no cut was possible and the
       child is a mutant.
+    variables: The weights that an initial network starts from; None: fresh ones.
   """
 
   genotype: Genotype
   parents: tuple[Individual, ...] = ()
   cut: Cut | None = None
   mate: Individual | None = None
+  variables: Mapping[str, Any] | None = dataclasses.field(
+    default=None, repr=False, compare=False
+  )
 
   @property
   def operators(self) -> list[str]:

@@ -15,7 +15,15 @@ from absl import logging
 import jax
 from ml_collections import config_dict
 
-from lamarck_jax import completion, flops, initialisation, metrics, model, population
+from lamarck_jax import (
+  completion,
+  flops,
+  initialisation,
+  metrics,
+  model,
+  population,
+  warm_start,
+)
 from lamarck_jax import config as config_lib
 from lamarck_jax.data.augmentation import Augmentation
 from lamarck_jax.genotype import Genotype
@@ -86,6 +94,7 @@ def run(
     dataset_record.check_finished(config.dataset, workdir)
     logging.info('%s holds a finished search', workdir)
     return result
+  source = warm_start.load(config, workdir)
   dataset, dataset_of_run = dataset_record.load(config.dataset, workdir)
   devices.check_platform()
   trainer = Trainer(
@@ -100,9 +109,11 @@ def run(
     directory = records.RunDirectory(workdir, config.to_dict(), folder)
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     directory.write_dataset(dataset_of_run)
+    if source and source.network and source.variables:
+      directory.write_initial(source.network, source.variables)
     directory.write_start(trainer.description, {'time': time, **environment.machine()})
     print_dataset(trainer.description)
-    state = _search(config, directory, trainer, on_event)
+    state = _search(config, directory, trainer, source, on_event)
     outcomes = _complete(config, state, directory, trainer)
     result = history.result(directory.read_events(), state.evolution.best, outcomes)
     directory.write_result(result)
@@ -113,6 +124,7 @@ def _search(
   config: config_dict.ConfigDict,
   directory: records.RunDirectory,
   trainer: Trainer,
+  source: warm_start.Source | None,
   on_event: Callable[[Event], None] | None,
 ) -> SearchState:
   """Runs the algorithm to the end of the budget, from where the directory has it."""
@@ -122,6 +134,7 @@ def _search(
     return model.variable_shapes(genotype, channels, trainer.num_classes)
 
   state, living = history.restore(directory, initial_state(config), shapes)
+  state = warm_start.begin(state, source, directory, trainer.class_names)
   with Progress(config.budget_epochs, state.evolution.epochs_used) as progress:
     while not state.evolution.done:
       trial = Trial(config, state, trainer, progress)

@@ -62,12 +62,14 @@ class SearchState:
     checkpoints: The best individual so far at each budget, in epochs.
     next_lineage: The innovation number of the next new block, greater than every one
       in the events.
+    first: The first network, where it is given and not drawn; see `warm_start`.
   """
 
   seed: int
   evolution: AlgorithmState
   checkpoints: dict[int, Individual | None]
   next_lineage: int = 0
+  first: Offspring | None = None
 
   def key(self, purpose: Purpose) -> jax.Array:
     """Returns a key of the next evaluation."""
@@ -79,6 +81,8 @@ class SearchState:
     Their new blocks are numbered on from `next_lineage`: an algorithm knows the numbers
     in one line of descent alone, and would give one number to blocks of two siblings.
     """
+    if self.first:
+      return (self.first,)
     state, key = self.evolution, self.key(Purpose.MUTATION)
     match state:
       case PopulationState():

@@ -14,6 +14,7 @@ from ml_collections import config_dict, config_flags
 from tqdm import tqdm
 
 from lamarck_jax import config as config_lib
+from lamarck_jax import warm_start
 from lamarck_jax.errors import UserError
 from lamarck_jax.run_directory import dataset_record, lock, records
 from lamarck_jax.study import checked_files
@@ -136,6 +137,7 @@ def make_tasks(
       config_lib.validate(config)
       # A worker of another node has another current directory.
       config.dataset.update(dataset_record.with_absolute_paths(config.dataset))
+      config.init_from = warm_start.with_absolute_path(config.init_from)
       path = root / setting / f'seed{config.seed}'
       log = root / 'logs' / f'{setting}-seed{config.seed}.log'
       tasks.append(Task(setting, config.seed, config, path, log, xla_cache_dir))
