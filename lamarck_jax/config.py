@@ -78,6 +78,9 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   'class_weights': ('none', checks.one_of(('none', 'balanced'))),
   # What is selected for, on the validation split.
   'fitness': ('accuracy', checks.one_of(FITNESS_MEASURES)),
+  # Of networks whose fitness is within this number of standard errors of the best
+  # fitness so far, the one with the fewest parameters is selected. 0: the fittest.
+  'parsimony': (0.0, checks.number(0, 10)),
   # Type of the computation inside the blocks.
   'compute_dtype': ('float32', checks.one_of(('float32', 'bfloat16'))),
   # Limits; a candidate above one is recorded as failed and never becomes a parent.

@@ -148,8 +148,9 @@ def _read(text: str, path: pathlib.Path) -> tuple[InitialNetwork, Mapping[str, A
       genotype, class_names = description.genotype, description.class_names
       variables = exported_files.read_weights(path, description)
     elif os.path.lexists(path / 'config.json'):
-      found, variables = network.of_run(path)
-      genotype, class_names = found.genotype, found.class_names
+      found = network.of_run(path)
+      genotype, class_names = found.network.genotype, found.network.class_names
+      variables = found.variables
     else:
       raise UserError(wrong)
   except UserError as error:

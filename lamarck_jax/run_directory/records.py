@@ -172,6 +172,11 @@ class RunDirectory:
       if not self._is_needed(name, evaluations):
         self._weights.remove(name)
 
+  def networks(self) -> list[int]:
+    """Returns the evaluations of which there are weights, ascending."""
+    parsed = map(weights.parse_file_name, self._weights.names())
+    return sorted({p[0] for p in parsed if p and p[1] != 'completing'})
+
   def write_completing(self, evaluation: int, state: Mapping[str, Any]) -> None:
     """Writes the training state of an individual's completion, a tree of arrays."""
     name = weights.file_name(evaluation, 'completing')

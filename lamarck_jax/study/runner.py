@@ -143,6 +143,8 @@ def make_tasks(
       tasks.append(Task(setting, config.seed, config, path, log, xla_cache_dir))
   config_lib.check_typed([task.config for task in tasks], overrides)
   for task in tasks:
+    if not (task.workdir / 'config.json').exists():
+      warm_start.load(task.config, task.workdir)  # A run that has begun has a copy.
     if not _is_damaged(task.workdir):
       records.check(task.workdir, task.config.to_dict())
   return tasks
