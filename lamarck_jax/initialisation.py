@@ -12,10 +12,18 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
-from lamarck_jax import activations, crossover, inheritance, model, moments
+from lamarck_jax import (
+  activations,
+  crossover,
+  inheritance,
+  model,
+  moments,
+  parsimony,
+)
 from lamarck_jax.crossover import Cut, Parent
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
+from lamarck_jax.parsimony import Preference
 from lamarck_jax.population import Offspring
 from lamarck_jax.training import Trainer
 
@@ -64,6 +72,17 @@ def initial_variables(
     variables, r2 = stitched(first, second, offspring.cut, trainer)
   shrink = config.inheritance_shrink
   return inheritance.shrink_and_perturb(key, variables, shrink), r2
+
+
+def preference(config: config_dict.ConfigDict, trainer: Trainer) -> Preference:
+  """Returns which of two networks a search selects, on the trainer's data."""
+  counts = trainer.data.class_counts['validation']
+  return Preference(
+    config.parsimony,
+    parsimony.effective_examples(config.fitness, counts),
+    trainer.image_shape[-1],
+    trainer.num_classes,
+  )
 
 
 def stitched(

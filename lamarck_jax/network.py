@@ -238,8 +238,9 @@ def _facts(entry: Mapping[str, Any], completed: bool) -> dict[str, Any]:
     # Events have it beside a fitness that may be another measure; older ones do not.
     facts['validation_accuracy'] = entry.get('accuracy', entry['fitness'])
   for name in _ACCURACIES:
-    if not (facts[name] is None or 0 <= facts[name] <= 1):
-      raise ValueError(f'{name} {facts[name]!r}')
+    accuracy: Any = facts[name]
+    if not (accuracy is None or 0 <= accuracy <= 1):
+      raise ValueError(f'{name} {accuracy!r}')
   return facts
 
 

@@ -109,8 +109,7 @@ def run(
     directory = records.RunDirectory(workdir, config.to_dict(), folder)
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     directory.write_dataset(dataset_of_run)
-    if source and source.network and source.variables:
-      directory.write_initial(source.network, source.variables)
+    warm_start.record(source, directory)
     directory.write_start(trainer.description, {'time': time, **environment.machine()})
     print_dataset(trainer.description)
     state = _search(config, directory, trainer, source, on_event)
@@ -133,7 +132,8 @@ def _search(
   def shapes(genotype: Genotype) -> Variables:
     return model.variable_shapes(genotype, channels, trainer.num_classes)
 
-  state, living = history.restore(directory, initial_state(config), shapes)
+  initial = initial_state(config, initialisation.preference(config, trainer))
+  state, living = history.restore(directory, initial, shapes)
   state = warm_start.begin(state, source, directory, trainer.class_names)
   with Progress(config.budget_epochs, state.evolution.epochs_used) as progress:
     while not state.evolution.done:
@@ -300,13 +300,15 @@ def _record(
     'fitness': fitness or 0.0,
     **trial.measures,
     'failure': trial.failure,
-    'accepted': trial.state.accepts(fitness),
+    'accepted': trial.state.accepts(child, fitness),
     'niche': before.niche.origin.evaluation if before.niche else None,
     'epochs_used': state.evolution.epochs_used,
     'flops': trial.examples * trial.flops,
     'seconds': seconds,
     'best_fitness': best.fitness if best else 0.0,
   }
+  if before.preference.standard_errors:
+    event['best'] = best.evaluation if best else None
   if isinstance(before, population.PopulationState):
     event |= population.event_fields(before, trial.offspring, trial.r2)
   directory.append_event(event)

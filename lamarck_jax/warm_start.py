@@ -71,6 +71,12 @@ def load(
   return source
 
 
+def record(source: Source | None, directory: records.RunDirectory) -> None:
+  """Copies the first network to a run directory that has no copy of it yet."""
+  if source and source.network and source.variables:
+    directory.write_initial(source.network, source.variables)
+
+
 def begin(
   state: SearchState,
   source: Source | None,
