@@ -16,7 +16,15 @@ from typing import Any
 from absl import logging
 from ml_collections import config_dict
 
-from lamarck_jax import completion, flops, model, population, trial
+from lamarck_jax import (
+  completion,
+  flops,
+  initialisation,
+  model,
+  population,
+  trial,
+  warm_start,
+)
 from lamarck_jax import config as config_lib
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
@@ -77,6 +85,7 @@ def run(
     dataset_record.check_finished(config.dataset, workdir)
     logging.info('%s holds a finished search', workdir)
     return result
+  start = warm_start.load(config, workdir)
   with contextlib.closing(workers) if workers else contextlib.nullcontext():
     if workers:
       workers.start(config)  # They import JAX while this process reads the data.
@@ -88,8 +97,9 @@ def run(
     del dataset  # The device has it now.
     with contextlib.closing(trainer), lock.locked(workdir) as folder:
       directory = records.RunDirectory(workdir, config.to_dict(), folder)
+      warm_start.record(start, directory)
       _write_start(directory, trainer, dataset_of_run)
-      state = _search(config, directory, trainer, workers, on_event)
+      state = _search(config, directory, trainer, start, workers, on_event)
       if workers:
         workers.close()  # Completion has the machine to itself.
       outcomes = _complete(config, state, directory, trainer)
@@ -114,6 +124,7 @@ def _search(
   config: config_dict.ConfigDict,
   directory: records.RunDirectory,
   trainer: Trainer,
+  start: warm_start.Source | None,
   workers: Workers | None,
   on_event: Callable[[Event], None] | None,
 ) -> SearchState:
@@ -123,7 +134,9 @@ def _search(
   def shapes(genotype: Genotype) -> Variables:
     return model.variable_shapes(genotype, channels, trainer.num_classes)
 
-  state, living = history.restore(directory, initial_state(config), shapes)
+  initial = initial_state(config, initialisation.preference(config, trainer))
+  state, living = history.restore(directory, initial, shapes)
+  state = warm_start.begin(state, start, directory, trainer.class_names)
   with Progress(config.budget_epochs, state.evolution.epochs_used) as progress:
     while not state.evolution.done:
       generation = _ask(state, living)
@@ -213,13 +226,15 @@ def _event(
     'fitness': outcome.fitness or 0.0,
     **outcome.measures,
     'failure': outcome.failure,
-    'accepted': asked.accepts(outcome.fitness),
+    'accepted': asked.accepts(genotype, outcome.fitness),
     'niche': before.niche.origin.evaluation if before.niche else None,
     'epochs_used': told.evolution.epochs_used,
     'flops': _examples(config, trainer) * operations,
     'seconds': outcome.seconds,
     'best_fitness': best.fitness if best else 0.0,
   }
+  if before.preference.standard_errors:
+    event['best'] = best.evaluation if best else None
   if isinstance(before, population.PopulationState):
     event |= population.event_fields(before, candidate.offspring, outcome.r2)
   return event

@@ -158,6 +158,7 @@ _EVENT = {
   'fitness': _ACCURACY,
   'fitness_at_birth': _OPTIONAL_ACCURACY,
   'best_fitness': _ACCURACY,
+  'best': Field('an evaluation, or null', or_none(is_count), required=False),
   'accepted': Field('true or false', lambda value: type(value) is bool),
   'failure': Field('text or null', or_none(is_text), required=False),
   'epochs_used': _COUNT,
@@ -238,6 +239,11 @@ def read_events(path: pathlib.Path) -> list[dict[str, Any]]:
     parent = max(
       [-1 if event['parent'] is None else event['parent'], *event.get('parents', [])]
     )
+    if (event.get('best') or 0) > number:
+      raise DamagedError(
+        f'best: got {event["best"]} of evaluation {number} in {path / "events.jsonl"},'
+        ' want it or an earlier one'
+      )
     if parent >= number:
       raise DamagedError(
         f'parent: got {parent} of evaluation {number} in {path / "events.jsonl"}, want'

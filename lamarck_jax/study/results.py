@@ -250,7 +250,9 @@ def _read_run(path: pathlib.Path, seed: int) -> Run | None:
   best_num_blocks: list[int] = []
   best = -1.0
   for event in events:
-    if event['best_fitness'] > best:
+    if event.get('best') is not None:  # With parsimony it may be less fit than others.
+      best_num_blocks.append(len(events[event['best']]['genotype']))
+    elif event['best_fitness'] > best:
       best = event['best_fitness']
       best_num_blocks.append(len(event['genotype']))
     else:
