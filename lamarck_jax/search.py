@@ -18,6 +18,7 @@ from ml_collections import config_dict
 from lamarck_jax import completion, flops, initialisation, metrics, model, population
 from lamarck_jax import config as config_lib
 from lamarck_jax.data.augmentation import Augmentation
+from lamarck_jax.data.source import Source
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 from lamarck_jax.run_directory import dataset_record, history, lock, records
@@ -61,6 +62,7 @@ def run(
   config: config_dict.ConfigDict,
   workdir: str | os.PathLike[str],
   on_event: Callable[[Event], None] | None = None,
+  source: Source | None = None,
 ) -> dict[str, Any]:
   """Runs a search, or resumes the one in the directory.
 
@@ -70,6 +72,7 @@ def run(
     config: A configuration, see `lamarck_jax.config`.
     workdir: The run directory; made if it is not there.
     on_event: Called with the event of every evaluation once it is recorded.
+    source: The data set, if the program has it as arrays; see `data.arrays`.
 
   Returns:
     The content of `result.json`.
@@ -83,10 +86,10 @@ def run(
   workdir = paths.local('workdir', workdir)
   records.check(workdir, config.to_dict())
   if (result := history.read_result(workdir)) is not None:
-    dataset_record.check_finished(config.dataset, workdir)
+    dataset_record.check_finished(config.dataset, workdir, source)
     logging.info('%s holds a finished search', workdir)
     return result
-  dataset, dataset_of_run = dataset_record.load(config.dataset, workdir)
+  dataset, dataset_of_run = dataset_record.load(config.dataset, workdir, source)
   devices.check_platform()
   trainer = Trainer(
     dataset,
