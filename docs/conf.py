@@ -18,7 +18,7 @@ extensions = [
   'sphinx.ext.napoleon',
   'sphinx.ext.viewcode',
 ]
-exclude_patterns = ['_build', 'jupyter_execute']
+exclude_patterns = ['_build', 'jupyter_execute', 'runs']
 html_theme = 'furo'
 html_title = f'Lamarck-JAX {release}'
 myst_heading_anchors = 3

@@ -31,7 +31,9 @@ def draw(run: pathlib.Path, out: pathlib.Path) -> None:
   frames = [_frame(events, number) for number in range(len(events))]
   # One palette for all keeps colours from flickering, and the file small.
   palette = frames[-1].quantize(_COLOURS)
-  frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+  frames = [
+    frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames
+  ]
   durations = [_FRAME_MS] * (len(frames) - 1) + [_LAST_FRAME_MS]
   frames[0].save(
     out, save_all=True, append_images=frames[1:], duration=durations, loop=0
@@ -58,7 +60,9 @@ def _draw_accuracies(axes: Axes, events: list[dict[str, Any]], number: int) -> N
     if event['parent'] is not None:
       parent = events[event['parent']]
       colour = _INHERITED if event['accepted'] else _QUIET
-      axes.plot((parent['epochs_used'], x), (parent['fitness'], y), color=colour, lw=1.5)
+      axes.plot(
+        (parent['epochs_used'], x), (parent['fitness'], y), color=colour, lw=1.5
+      )
   for event in events[: number + 1]:
     face = _INHERITED if event['accepted'] else 'white'
     edge = _INHERITED if event['accepted'] else _QUIET

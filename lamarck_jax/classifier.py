@@ -98,8 +98,9 @@ def fit(
   with contextlib.nullcontext() if progress else progress_lib.quiet():
     try:
       result = search.run(config, workdir, on_event, source)
-    except KeyboardInterrupt:
-      progress_lib.print_line(f'\nstopped; the same call resumes {workdir}')
+    except KeyboardInterrupt as interrupt:
+      # Python and IPython print it last, below the traceback.
+      interrupt.add_note(f'stopped; the same call resumes {workdir}')
       raise
   network = export_lib.load(workdir)
   return Classifier(

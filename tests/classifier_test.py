@@ -77,12 +77,13 @@ def test_a_stopped_search_is_resumed_by_the_same_call(fitted, tmp_path, capsys):
       raise KeyboardInterrupt
 
   workdir = tmp_path / 'run'
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(KeyboardInterrupt) as caught:
     _fit(workdir, on_event=interrupt)
-  assert f'the same call resumes {workdir}' in capsys.readouterr().err
+  assert caught.value.__notes__ == [f'stopped; the same call resumes {workdir}']
   images, labels = _examples(seed=3)
   with pytest.raises(UserError, match='got arrays with other images'):
     _fit(workdir, images, labels)
+  capsys.readouterr()
   _fit(workdir, progress=False)
   assert capsys.readouterr().err == ''
   assert conftest.read_events(workdir) == conftest.read_events(fitted.workdir)

@@ -24,11 +24,6 @@ def quiet() -> Iterator[None]:
     _is_quiet.reset(token)
 
 
-def print_line(text: str, file: TextIO | None = None) -> None:
-  """Prints a line unless progress is quiet; to standard error by default."""
-  _Output(file).print(text)
-
-
 class _Output:
   """A text file that drops what it cannot write; no file at all is one.
 
@@ -82,10 +77,9 @@ def print_dataset(description: Mapping[str, Any], file: TextIO | None = None) ->
     for split in ('train', 'validation', 'test')
   )
   shape = 'x'.join(map(str, description['image_shape']))
-  print_line(
+  _Output(file).print(
     f'{description["name"]}: {sizes} images of {shape},'
-    f' {len(description["class_names"])} classes',
-    file,
+    f' {len(description["class_names"])} classes'
   )
 
 
