@@ -26,6 +26,7 @@ from lamarck_jax import (
   warm_start,
 )
 from lamarck_jax import config as config_lib
+from lamarck_jax.data.source import Source
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 from lamarck_jax.run_directory import dataset_record, history, lock, records
@@ -57,6 +58,7 @@ def run(
   workdir: str | os.PathLike[str],
   on_event: Callable[[Event], None] | None = None,
   workers: Workers | None = None,
+  source: Source | None = None,
 ) -> dict[str, Any]:
   """Runs a search, or resumes the one in the directory.
 
@@ -69,6 +71,7 @@ def run(
     workers: They train the children of a generation side by side, see
       `lamarck_jax.workers`, and are closed at the end. By default this process trains
       one child after another.
+    source: The data set, if the program has it as arrays; see `data.arrays`.
 
   Returns:
     The content of `result.json`.
@@ -82,14 +85,14 @@ def run(
   workdir = paths.local('workdir', workdir)
   records.check(workdir, config.to_dict())
   if (result := history.read_result(workdir)) is not None:
-    dataset_record.check_finished(config.dataset, workdir)
+    dataset_record.check_finished(config.dataset, workdir, source)
     logging.info('%s holds a finished search', workdir)
     return result
   start = warm_start.load(config, workdir)
   with contextlib.closing(workers) if workers else contextlib.nullcontext():
     if workers:
       workers.start(config)  # They import JAX while this process reads the data.
-    dataset, dataset_of_run = dataset_record.load(config.dataset, workdir)
+    dataset, dataset_of_run = dataset_record.load(config.dataset, workdir, source)
     devices.check_platform()
     trainer = trial.make_trainer(config, dataset)
     if workers:

@@ -1,7 +1,8 @@
 """What a search prints while it runs: a progress bar, or plain lines in a log."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
+import contextvars
 import sys
 import time
 from typing import Any, TextIO
@@ -9,6 +10,18 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from lamarck_jax.genotype import Genotype
+
+_is_quiet = contextvars.ContextVar('is_quiet', default=False)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Prints no progress of the searches that this thread runs inside."""
+  token = _is_quiet.set(True)
+  try:
+    yield
+  finally:
+    _is_quiet.reset(token)
 
 
 class _Output:
@@ -20,7 +33,7 @@ class _Output:
 
   def __init__(self, file: TextIO | None):
     """Takes a file, standard error by default."""
-    self._file = file or sys.stderr
+    self._file = None if _is_quiet.get() else file or sys.stderr
 
   def write(self, text: str) -> None:
     # Besides OSError: a closed file, and characters that its encoding has not.
@@ -37,6 +50,10 @@ class _Output:
     with contextlib.suppress(AttributeError, OSError, ValueError):
       return bool(self._file and self._file.isatty())
     return False
+
+  def shows_bars(self) -> bool:
+    """Returns whether a line can be overwritten, as on a terminal or in a notebook."""
+    return self.isatty() or type(self._file).__module__.startswith('ipykernel.')
 
   def __getattr__(self, name: str) -> Any:
     """Returns what else tqdm looks for, such as the encoding."""
@@ -67,7 +84,7 @@ def print_dataset(description: Mapping[str, Any], file: TextIO | None = None) ->
 
 
 class Progress:
-  """A progress bar on a terminal; elsewhere one plain line per evaluation."""
+  """A progress bar on a terminal or in a notebook; else one line per evaluation."""
 
   def __init__(
     self, budget_epochs: int, epochs_used: int = 0, file: TextIO | None = None
@@ -201,7 +218,7 @@ def _bar(name: str, total: int, initial: int, output: _Output) -> tqdm:
     total=total,
     initial=initial,
     file=output,
-    disable=not output.isatty(),
+    disable=not output.shows_bars(),
     bar_format=name + '{n_fmt}/{total_fmt} epochs {bar:10} {remaining} left  {desc}',
     dynamic_ncols=True,
   )
