@@ -43,16 +43,16 @@ from benchmarks.crossover_states import (
   search,
   unrelated_child,
 )
-from lamarck_jax import completion, initialisation, mutation
+from lamarck_jax import completion, initialisation, mutation, trial
 from lamarck_jax.data import datasets
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 from lamarck_jax.population import Offspring, PopulationState
 from lamarck_jax.run_directory import durable
 from lamarck_jax.runtime import jax_settings, process
-from lamarck_jax.search import learning_rates
 from lamarck_jax.search_state import Purpose, random_key
 from lamarck_jax.training import Trainer
+from lamarck_jax.trial import learning_rates
 
 # Arm -> the fields of the configuration that fix how it inherits.
 ARMS: dict[str, dict[str, Any]] = {
@@ -216,7 +216,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 def make_trainer(tiny: bool = False) -> Trainer:
   """Returns the trainer of all searches and arms."""
   config = make_config(1, tiny)
-  return Trainer(datasets.load(**config.dataset), batch_size=config.batch_size)
+  return trial.make_trainer(config, datasets.load(**config.dataset))
 
 
 @jax_settings.applied()

@@ -18,9 +18,9 @@ from lamarck_jax.evolution import Individual
 from lamarck_jax.genotype import Genotype, SearchSpace
 from lamarck_jax.model import Variables
 from lamarck_jax.population import Offspring, PopulationState
-from lamarck_jax.search import learning_rates
 from lamarck_jax.search_state import Purpose, initial_state
 from lamarck_jax.training import Trainer
+from lamarck_jax.trial import learning_rates
 
 # States of a generation at most, and children drawn at most to find them.
 STATES_PER_GENERATION = 2

@@ -18,7 +18,7 @@ import shutil
 
 import numpy as np
 
-from benchmarks import common, crossover_tables
+from benchmarks import arms, common, crossover_tables
 from benchmarks import peers as peers_lib
 from benchmarks.results_cells import (
   BASELINES,
@@ -316,6 +316,7 @@ TABLES: dict[str, Callable[..., str]] = {
     primary,
     completions,
     peers,
+    arms.arms,
   )
 } | crossover_tables.TABLES
 

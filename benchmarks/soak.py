@@ -41,6 +41,21 @@ def start(workdir: pathlib.Path, seed: int, overrides: list[str]) -> subprocess.
   )
 
 
+def run_undisturbed(
+  workdir: pathlib.Path, seed: int, overrides: list[str]
+) -> tuple[float, float]:
+  """Runs a search; returns the seconds until its first event and until its end."""
+  begin, first = time.monotonic(), 0.0
+  process = start(workdir, seed, overrides)
+  while process.poll() is None:
+    time.sleep(0.02)
+    if not first and read_events(workdir):
+      first = time.monotonic() - begin
+  if process.returncode:
+    raise SystemExit(f'the uninterrupted search failed: {process.communicate()[1]}')
+  return first, time.monotonic() - begin
+
+
 def read_events(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """Returns the complete lines of events.jsonl, without durations."""
   path = workdir / 'events.jsonl'
@@ -73,9 +88,17 @@ def contents(workdir: pathlib.Path) -> dict[str, Any]:
 def run_with_kills(
   workdir: pathlib.Path, seed: int, overrides: list[str], longest: float
 ) -> tuple[int, int]:
-  """Kills a search until it finishes; returns the kills, and the kills with loss."""
+  """Kills a search until it finishes; returns the kills, and the kills with loss.
+
+  Args:
+    workdir: Its run directory.
+    seed: Of the search, and of the moments.
+    overrides: Flags of the search.
+    longest: Seconds after which it is killed at the latest. They grow where a start
+      gets nothing done, as on a machine that has become busier.
+  """
   rng = random.Random(seed)
-  kills = lost = 0
+  kills = lost = recorded = 0
   while True:
     process = start(workdir, seed, overrides)
     try:
@@ -86,6 +109,9 @@ def run_with_kills(
       process.communicate()
       kills += 1
       lost += read_events(workdir)[: len(before)] != before
+      if len(before) <= recorded:
+        longest *= 1.05
+      recorded = len(before)
       continue
     if process.returncode:
       raise SystemExit(f'after {kills} kills the search failed: {stderr}')
@@ -107,13 +133,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
       uninterrupted = pathlib.Path(directory, 'uninterrupted')
       killed = pathlib.Path(directory, 'killed')
-      begin = time.monotonic()
-      process = start(uninterrupted, seed, overrides)
-      _, stderr = process.communicate()
-      if process.returncode:
-        raise SystemExit(f'the uninterrupted search failed: {stderr}')
+      first, total = run_undisturbed(uninterrupted, seed, overrides)
       # Long enough to record some evaluations, short enough for many kills.
-      longest = 0.25 * (time.monotonic() - begin)
+      longest = first + 0.2 * (total - first)
       kills, lost = run_with_kills(killed, seed, overrides, longest)
       same = contents(uninterrupted) == contents(killed)
       num_evaluations = len(read_events(killed))

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lamarck_jax import search
+from lamarck_jax import trial
 from lamarck_jax.data import datasets
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.run_directory import records
@@ -79,7 +79,7 @@ def replay(workdir: str, events: Iterable[str]) -> None:
       net.load_state_dict({**own, **fit})
     optimizer = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
     net.train()
-    for rate in search.learning_rates(config):
+    for rate in trial.learning_rates(config):
       optimizer.param_groups[0]['lr'] = rate
       order = torch.randperm(len(labels), device=device)
       for start in range(0, len(labels) - batch_size + 1, batch_size):

@@ -2,6 +2,10 @@
 
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from typing import Any
 
 import lamarck_jax
@@ -14,7 +18,7 @@ extensions = [
   'sphinx.ext.napoleon',
   'sphinx.ext.viewcode',
 ]
-exclude_patterns = ['_build', 'jupyter_execute']
+exclude_patterns = ['_build', 'jupyter_execute', 'runs']
 html_theme = 'furo'
 html_title = f'Lamarck-JAX {release}'
 myst_heading_anchors = 3
@@ -32,8 +36,10 @@ napoleon_use_ivar = True
 
 # The notebook runs whenever the documentation is built, and an error fails the build.
 nb_execution_mode = 'force'
+nb_execution_in_temp = True  # For its run directories.
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
+nb_output_stderr = 'remove'  # Progress bars.
 
 # In the order in which to read them.
 _PAPER = [
@@ -104,8 +110,23 @@ def _shorten_signature(
   return re.sub(r"<class '([\w.]+)'>", r'\1', signature), result
 
 
+def _add_example_report(app: Any, exception: Exception | None) -> None:
+  """Runs the README's search, a minute on two cores, and adds its report."""
+  if exception or app.builder.format != 'html':
+    return
+  root = pathlib.Path(__file__).parents[1]
+  with tempfile.TemporaryDirectory() as folder:
+    run = pathlib.Path(folder) / 'digits-lamarckian-seed0'
+    command = [sys.executable, 'run_evolution.py', f'--workdir={run}']
+    finished = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if finished.returncode:
+      raise RuntimeError(f'the example search failed: {finished.stderr}')
+    shutil.copy(run / 'report.html', pathlib.Path(app.outdir) / 'example_report.html')
+
+
 def setup(app: Any) -> None:
   """Connects the functions above to Sphinx, which calls this."""
   app.connect('builder-inited', _write_reference)
   app.connect('autodoc-skip-member', _skip_fields)
   app.connect('autodoc-process-signature', _shorten_signature)
+  app.connect('build-finished', _add_example_report)

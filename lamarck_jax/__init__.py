@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from lamarck_jax.classifier import Classifier, fit
   from lamarck_jax.evolution import EvolutionState, ask, init, tell
   from lamarck_jax.export import Network, load
   from lamarck_jax.genotype import Block, Genotype, SearchSpace, random_genotype
@@ -21,6 +22,7 @@ __version__ = '0.1.0'
 
 _MODULES = {
   'Block': 'genotype',
+  'Classifier': 'classifier',
   'ConvBlock': 'model',
   'ConvNet': 'model',
   'EvolutionState': 'evolution',
@@ -30,6 +32,7 @@ _MODULES = {
   'SearchSpace': 'genotype',
   'Trainer': 'training',
   'ask': 'evolution',
+  'fit': 'classifier',
   'inherit': 'inheritance',
   'init': 'evolution',
   'init_variables': 'model',

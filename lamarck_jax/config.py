@@ -66,6 +66,9 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   'algorithm': ('one_plus_one', checks.one_of(ALGORITHMS)),
   # The mode of inheritance; 'none': all weights are fresh.
   'inheritance': ('lamarckian', checks.inheritance(INHERITANCE_MODES)),
+  # The first network: a genotype, a finished run or an exported network. None: it is
+  # drawn at random.
+  'init_from': (str, checks.init_from),
   # Noise on filters copied by net2net, in units of their kernel's standard deviation.
   'inheritance_noise': (0.03, checks.number(0, 10)),
   # Shrink and perturb: inherited weights are scaled by it, and fresh ones added at 1
@@ -75,6 +78,9 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   'class_weights': ('none', checks.one_of(('none', 'balanced'))),
   # What is selected for, on the validation split.
   'fitness': ('accuracy', checks.one_of(FITNESS_MEASURES)),
+  # Of networks whose fitness is within this number of standard errors of the best
+  # fitness so far, the one with the fewest parameters is selected. 0: the fittest.
+  'parsimony': (0.0, checks.number(0, 10)),
   # Type of the computation inside the blocks.
   'compute_dtype': ('float32', checks.one_of(('float32', 'bfloat16'))),
   # Limits; a candidate above one is recorded as failed and never becomes a parent.
@@ -100,6 +106,8 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   'population.replacement': ('worst', checks.one_of(REPLACEMENTS)),
   # The weights of a child of two parents; all are fresh where `inheritance` is 'none'.
   'population.crossover_inheritance': ('stitched', checks.one_of(CROSSOVER_MODES)),
+  # Of a CPU, for each child, however many children are trained side by side.
+  'population.cores_per_child': (1, checks.integer(1)),
   # The depth of a network is uniform on 1 to this.
   'random_search.max_blocks': (10, checks.integer(1)),
   # F: filter counts, ascending.
@@ -237,6 +245,10 @@ _NEEDS: dict[str, tuple[str, Callable[[config_dict.ConfigDict], bool]]] = {
   'random_search.max_blocks': (
     "algorithm 'random_search'",
     lambda config: config.algorithm == 'random_search',
+  ),
+  'population.cores_per_child': (
+    "algorithm 'population'",
+    lambda config: config.algorithm == 'population',
   ),
   **dict.fromkeys(
     ('niching.rate', 'niching.iterations'),

@@ -42,6 +42,12 @@ def dataset_name(value: Any, config: config_dict.ConfigDict) -> str | None:
   return 'a file or folder of the file system' if paths.is_url(path) else None
 
 
+def init_from(value: Any, config: config_dict.ConfigDict) -> str | None:
+  """Wants a genotype or a path, see `warm_start`."""
+  good = isinstance(value, str) and value.strip() and not paths.is_url(value)
+  return None if good else 'a genotype such as 64c3 96c3s2, or a folder'
+
+
 def boolean(value: Any, config: config_dict.ConfigDict) -> str | None:
   """Wants True or False."""
   return None if isinstance(value, bool) else 'True or False'

@@ -16,6 +16,7 @@ import jax
 from lamarck_jax import genotype as genotype_lib
 from lamarck_jax import mutation
 from lamarck_jax.genotype import Genotype, SearchSpace
+from lamarck_jax.parsimony import FITTER, Preference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,7 @@ class EvolutionState:
     history: All genotypes evaluated so far, failed ones included.
     num_evaluations: Number of evaluations so far.
     epochs_used: Training epochs so far; a failed evaluation uses e as well.
+    preference: Which of two networks is selected; beyond the paper, see `parsimony`.
   """
 
   space: SearchSpace
@@ -73,6 +75,7 @@ class EvolutionState:
   history: frozenset[Genotype] = frozenset()
   num_evaluations: int = 0
   epochs_used: int = 0
+  preference: Preference = FITTER
 
   @property
   def done(self) -> bool:
@@ -86,7 +89,7 @@ class EvolutionState:
     if self.niche is None or self.parent is None:
       return self.parent
     origin = self.niche.origin
-    return self.parent if self.parent.fitness > origin.fitness else origin
+    return self.parent if self.preference.prefers(self.parent, origin) else origin
 
 
 def init(
@@ -136,12 +139,12 @@ def tell(
     fitness: Its validation accuracy; None if it could not be evaluated. Such a child
       is never a parent, nor the start of a niche.
   """
-  parent, niche = state.parent, state.niche
+  parent, niche, preference = state.parent, state.niche, state.preference.told(fitness)
   individual = None
   if fitness is not None:
     individual = Individual(child, fitness, state.num_evaluations)
   # Strictly: an equally fit child does not replace its parent.
-  better = individual and (parent is None or individual.fitness > parent.fitness)
+  better = individual and (parent is None or preference.prefers(individual, parent))
   follows = genotype_lib.generator(key).random() < state.niching_rate
 
   if better:
@@ -156,7 +159,7 @@ def tell(
     niche = dataclasses.replace(niche, iterations_left=niche.iterations_left - 1)
     # The recursion returns its best network, which has to be fitter than the origin.
     if niche.iterations_left == 0:
-      parent = parent if parent.fitness > niche.origin.fitness else niche.origin
+      parent = parent if preference.prefers(parent, niche.origin) else niche.origin
       niche = None
 
   return dataclasses.replace(
@@ -166,4 +169,5 @@ def tell(
     history=state.history | {child},
     num_evaluations=state.num_evaluations + 1,
     epochs_used=state.epochs_used + state.epochs_per_evaluation,
+    preference=preference,
   )

@@ -1,6 +1,6 @@
-"""Exports the network of a search, to be used without this package.
+"""Exports a network of a search, to be used without this package.
 
-  python -m lamarck_jax.export WORKDIR --out=DIR [--onnx]
+  python -m lamarck_jax.export WORKDIR --out=DIR [--evaluation=N] [--onnx]
 
 The folder has the network as a program (`jax.export`, StableHLO, for any batch size, on
 CPU, GPU and TPU) and with `--onnx` as ONNX, its weights (safetensors) and a
@@ -46,7 +46,7 @@ def load(path: str | os.PathLike[str]) -> Network:
   path = pathlib.Path(paths.local('path', path))
   if os.path.lexists(path / exported_files.DESCRIPTION):
     return _load_exported(path)
-  return _of_run(path)[0]
+  return _of_run(path).network
 
 
 @jax_settings.applied()
@@ -54,14 +54,17 @@ def export(
   workdir: str | os.PathLike[str],
   out: str | os.PathLike[str],
   *,
+  evaluation: int | None = None,
   onnx: bool = False,
   onnx_opset: int = onnx_export.LOWEST_OPSET,
 ) -> Network:
-  """Writes the network of a finished search to a folder.
+  """Writes a network of a search to a folder.
 
   Args:
     workdir: The run directory.
     out: The folder, which is new, empty, or has an earlier export, which is replaced.
+    evaluation: The evaluation that trained the network, see `network.of_run`; None:
+      the network of the largest budget, of a finished search.
     onnx: Whether to write the network as ONNX too, in float32; needs jax2onnx.
     onnx_opset: Version of ONNX's operators.
 
@@ -69,13 +72,14 @@ def export(
     The network.
 
   Raises:
-    UserError: If the search is not finished, the folder holds other files or cannot be
+    UserError: If there is no such network, the folder holds other files or cannot be
       made, or jax2onnx is not installed.
     StorageError: If a file cannot be written.
   """
   out = pathlib.Path(paths.local('out', out))
   exported_files.check_free(out)
-  network, variables = _of_run(pathlib.Path(paths.local('workdir', workdir)))
+  found = _of_run(pathlib.Path(paths.local('workdir', workdir)), evaluation)
+  network, variables = found.network, found.variables
   (batch,) = jax.export.symbolic_shape('batch')
   images = jax.ShapeDtypeStruct((batch, *network.image_shape), jnp.uint8)
   program = jax.export.export(jax.jit(network.predict), platforms=PLATFORMS)(images)
@@ -83,7 +87,7 @@ def export(
   files = {
     exported_files.PROGRAM: bytes(program.serialize()),
     exported_files.WEIGHTS: safetensors.numpy.save(leaves),
-    exported_files.README: _readme(network, onnx).encode(),
+    exported_files.README: _readme(found, onnx).encode(),
   }
   if onnx:
     files[exported_files.ONNX] = onnx_export.convert(network, variables, onnx_opset)
@@ -94,14 +98,14 @@ def export(
     'class_names': network.class_names,
     'mean': network.mean,
     'std': network.std,
-    'test_accuracy': network.test_accuracy,
+    **found.facts,
   }
   exported_files.write(out, files, description)
   return network
 
 
-def _of_run(path: pathlib.Path) -> tuple[Network, dict]:
-  """Returns the network of a run directory, and its variables."""
+def _of_run(path: pathlib.Path, evaluation: int | None = None) -> network_lib.Found:
+  """Returns a network of a run directory."""
   if exported_files.is_interrupted(path):
     raise UserError(
       f'network: got {path}, where an export was interrupted, want it exported again'
@@ -111,7 +115,7 @@ def _of_run(path: pathlib.Path) -> tuple[Network, dict]:
       f'path: got {path} with neither {exported_files.DESCRIPTION} nor config.json,'
       ' want an exported network or a run directory'
     )
-  return network_lib.of_run(path)
+  return network_lib.of_run(path, evaluation)
 
 
 def _load_exported(path: pathlib.Path) -> Network:
@@ -150,13 +154,16 @@ def _check_shapes(
     raise ValueError(f'inputs and outputs {found} instead of {wanted}')
 
 
-def _readme(network: Network, onnx: bool) -> str:
+def _readme(found: network_lib.Found, onnx: bool) -> str:
+  network = found.network
   height, width, channels = network.image_shape
   accuracy = (
     'not tested'
     if network.test_accuracy is None
     else f'test accuracy {network.test_accuracy:.4f}'
   )
+  if not found.facts['completed']:
+    accuracy = f'not trained to completion, {accuracy}'
   assets = importlib.resources.files('lamarck_jax') / 'assets'
   names = ['exported_readme.md'] + ['exported_readme_onnx.md'] * onnx
   texts = [(assets / name).read_text(encoding='utf-8') for name in names]
@@ -180,12 +187,24 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) != 2 or not flags.FLAGS.out:
     raise UserError('arguments: want WORKDIR --out=DIR')
   values = flags.FLAGS
-  network = export(argv[1], values.out, onnx=values.onnx, onnx_opset=values.onnx_opset)
+  network = export(
+    argv[1],
+    values.out,
+    evaluation=values.evaluation,
+    onnx=values.onnx,
+    onnx_opset=values.onnx_opset,
+  )
   print(f'{network.genotype} is in {values.out}; its README.md says how to use it')
 
 
 if __name__ == '__main__':
   command_line.define_path('out', None, 'Folder for the network.')
+  flags.DEFINE_integer(
+    'evaluation',
+    None,
+    'Evaluation that trained the network, one whose weights the run directory has; by'
+    ' default the network of the largest budget.',
+  )
   flags.DEFINE_bool('onnx', False, 'Write it as ONNX too; needs jax2onnx.')
   flags.DEFINE_integer(
     'onnx_opset',

@@ -15,10 +15,14 @@ import pathlib
 import shutil
 from typing import Any
 
+from flax import traverse_util
+import safetensors.numpy
+
+from lamarck_jax import model
 from lamarck_jax.data import fingerprint
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
-from lamarck_jax.run_directory import durable, set_aside
+from lamarck_jax.run_directory import durable, set_aside, weights
 
 FORMAT_VERSION = 2
 _WITHOUT_DIGESTS = 1
@@ -209,16 +213,46 @@ def read_program(path: pathlib.Path, description: Description) -> bytes:
   for name, content in contents.items():
     wanted = description.digests.get(name)
     if wanted is not None and hashlib.sha256(content).hexdigest() != wanted:
-      raise UserError(
-        f'network: got {path / name} with another sha256 than in {DESCRIPTION}, want it'
-        ' as exported'
-      )
+      raise _other_digest(path / name)
   return contents[PROGRAM]
+
+
+def read_weights(path: pathlib.Path, description: Description) -> dict[str, Any]:
+  """Returns the weights of an export, a tree of NumPy arrays.
+
+  Raises:
+    UserError: If they are missing, or not the described network's.
+  """
+  file = path / WEIGHTS
+  content, wanted = _read(file), description.digests.get(WEIGHTS)
+  if wanted is not None and hashlib.sha256(content).hexdigest() != wanted:
+    raise _other_digest(file)
+  *_, channels = description.image_shape
+  shapes = model.variable_shapes(
+    description.genotype, channels, len(description.class_names)
+  )
+  try:
+    variables = traverse_util.unflatten_dict(safetensors.numpy.load(content), sep='/')
+    weights.check(variables, shapes)
+  # Besides its own error, safetensors raises others on damaged files.
+  except Exception as error:
+    reason = ' '.join(str(error).split())
+    raise UserError(
+      f'network: got {file} with {reason}, want it as exported'
+    ) from error
+  return variables
 
 
 def is_interrupted(path: pathlib.Path) -> bool:
   """Returns whether an export to a folder was stopped before it was whole."""
   return (path / _STAGING).exists() and not os.path.lexists(path / DESCRIPTION)
+
+
+def _other_digest(path: pathlib.Path) -> UserError:
+  return UserError(
+    f'network: got {path} with another sha256 than in {DESCRIPTION}, want it as'
+    ' exported'
+  )
 
 
 def _read(path: pathlib.Path) -> bytes:

@@ -34,9 +34,13 @@ class Context:
   parent_moments: ParentMoments = None
   image_shape: tuple[int, int] | None = None
   noise: float = 0.0
+  # Of the child's data: image channels and classes; None: they are the parent's.
+  data: tuple[int, int] | None = None
 
   def fresh_variables(self) -> dict[str, Any]:
-    """Returns initial variables of the child for the parent's images and classes."""
+    """Returns initial variables of the child."""
+    if self.data:
+      return model.init_variables(self.key, self.child, *self.data)
     params = self.parent_variables['params']
     first_block = params[model.block_name(self.parent.blocks[0])]
     channels = first_block['conv']['kernel'].shape[-2]

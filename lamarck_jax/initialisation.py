@@ -12,10 +12,18 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
-from lamarck_jax import activations, crossover, inheritance, model, moments
+from lamarck_jax import (
+  activations,
+  crossover,
+  inheritance,
+  model,
+  moments,
+  parsimony,
+)
 from lamarck_jax.crossover import Cut, Parent
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
+from lamarck_jax.parsimony import Preference
 from lamarck_jax.population import Offspring
 from lamarck_jax.training import Trainer
 
@@ -50,7 +58,7 @@ def initial_variables(
     for parent, variables in zip(offspring.parents, parent_variables, strict=True)
   ]
   if not parents:
-    return _fresh(key, child, trainer), None
+    return _initial(key, offspring, trainer, config), None
   if offspring.cut is None:
     return _from_one(key, parents[0], child, trainer, config), None
   mode = config.population.crossover_inheritance
@@ -64,6 +72,17 @@ def initial_variables(
     variables, r2 = stitched(first, second, offspring.cut, trainer)
   shrink = config.inheritance_shrink
   return inheritance.shrink_and_perturb(key, variables, shrink), r2
+
+
+def preference(config: config_dict.ConfigDict, trainer: Trainer) -> Preference:
+  """Returns which of two networks a search selects, on the trainer's data."""
+  counts = trainer.data.class_counts['validation']
+  return Preference(
+    config.parsimony,
+    parsimony.effective_examples(config.fitness, counts),
+    trainer.image_shape[-1],
+    trainer.num_classes,
+  )
 
 
 def stitched(
@@ -122,6 +141,24 @@ def _steps(trainer: Trainer, examples: int) -> range:
 def _fresh(key: jax.Array, child: Genotype, trainer: Trainer) -> Variables:
   *_, channels = trainer.image_shape
   return model.init_variables(key, child, channels, trainer.num_classes)
+
+
+def _initial(
+  key: jax.Array, offspring: Offspring, trainer: Trainer, config: config_dict.ConfigDict
+) -> Variables:
+  """Returns the variables of a network without parents, see `warm_start`.
+
+  Those that it starts from may be of other images and classes. There is no function to
+  preserve then, and no mutation, so `net2net` is the leaf rule.
+  """
+  child, source = offspring.genotype, offspring.variables
+  if source is None:
+    return _fresh(key, child, trainer)
+  mode = 'lamarckian' if config.inheritance == 'net2net' else config.inheritance
+  data = trainer.image_shape[-1], trainer.num_classes
+  context = inheritance.Context(key, child, source, child, data=data)
+  variables = inheritance.MODES[mode](context)
+  return inheritance.shrink_and_perturb(key, variables, config.inheritance_shrink)
 
 
 def _from_one(

@@ -1,6 +1,6 @@
 """A trained network, ready for images."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import os
 import pathlib
@@ -100,18 +100,42 @@ class Network:
     return np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8)
 
 
-def of_run(path: pathlib.Path) -> tuple[Network, dict[str, Any]]:
-  """Returns the network of a finished search, and its variables.
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """A network in a run directory.
 
-  It is that of the largest budget. Class names, image shape, mean and standard
-  deviation are those that the run has recorded; only for a run that predates
-  dataset.json is the data set read.
+  Attributes:
+    network: The network.
+    variables: Its variables.
+    facts: What is known of it, ready for JSON: its `evaluation`, whether it was
+      `completed`, its accuracies (None where they were not measured), and the fields
+      of the configuration that its accuracy depends on.
+  """
+
+  network: Network
+  variables: dict[str, Any]
+  facts: dict[str, Any]
+
+
+# What the description of a network repeats of the configuration.
+_CONFIG_FACTS = ('class_weights', 'fitness', 'init_from', 'parsimony')
+_ACCURACIES = ('validation_accuracy', 'test_accuracy', 'test_balanced_accuracy')
+
+
+def of_run(path: pathlib.Path, evaluation: int | None = None) -> Found:
+  """Returns a network of a search.
+
+  Class names, image shape, mean and standard deviation are those that the run has
+  recorded; only for a run that predates dataset.json is the data set read.
 
   Args:
     path: The run directory.
+    evaluation: The evaluation that trained it, whose weights must be there; the
+      completed ones are taken if there are any. None: the network of the largest
+      budget, of a finished search.
 
   Raises:
-    UserError: If the search is not finished, or a file is not what was written.
+    UserError: If there is no such network, or a file is not what was written.
   """
   config = records.read_config(path)
   if config['compute_dtype'] not in ('float32', 'bfloat16'):
@@ -119,8 +143,8 @@ def of_run(path: pathlib.Path) -> tuple[Network, dict[str, Any]]:
       f'compute_dtype: got {config["compute_dtype"]!r} in {path / "config.json"}, want'
       ' float32 or bfloat16'
     )
-  chosen = _chosen(path)
   directory = records.RunDirectory(path, config)
+  chosen = _chosen(path) if evaluation is None else _evaluated(directory, evaluation)
   genotype = chosen['genotype']
   if chosen['completed']:
     variables = directory.read_completed_weights(chosen['evaluation'])
@@ -148,14 +172,16 @@ def of_run(path: pathlib.Path) -> tuple[Network, dict[str, Any]]:
     chosen['test_accuracy'],
     predictor(module, variables, data.mean, data.std),
   )
-  return network, variables
+  facts = {name: chosen[name] for name in ('evaluation', 'completed', *_ACCURACIES)}
+  facts |= {name: config[name] for name in _CONFIG_FACTS}
+  return Found(network, variables, facts)
 
 
 def _chosen(path: pathlib.Path) -> dict[str, Any]:
   """Returns what the result says of the network of the largest budget.
 
   Returns:
-    Its `genotype`, `evaluation` and `test_accuracy`, and whether it was `completed`.
+    Its `genotype`, `evaluation` and accuracies, and whether it was `completed`.
   """
   result = records.read_result(path)
   if result is None:
@@ -164,22 +190,58 @@ def _chosen(path: pathlib.Path) -> dict[str, Any]:
       ' command again to resume it'
     )
   try:
-    checkpoints = result['checkpoints']
-    entry = checkpoints[-1] if checkpoints else result['best']
-    accuracy = entry.get('test_accuracy')
-    if not (accuracy is None or 0 <= accuracy <= 1):
-      raise ValueError(f'test_accuracy {accuracy!r}')
-    return {
-      'genotype': Genotype.from_json(entry),
-      'evaluation': int(entry['evaluation']),
-      'completed': bool(checkpoints),
-      'test_accuracy': accuracy,
-    }
+    checkpoints, best = result['checkpoints'], result['best']
+    if checkpoints:
+      entry = checkpoints[-1]
+    else:
+      entry = {**records.read_events(path)[best['evaluation']], **best}
+    return _facts(entry, completed=bool(checkpoints))
   except (AttributeError, LookupError, TypeError, ValueError) as error:
     reason = ' '.join(str(error).split())
     raise UserError(
       f'result: got {path / "result.json"} with {reason}, want it as written'
     ) from error
+
+
+def _evaluated(directory: records.RunDirectory, evaluation: int) -> dict[str, Any]:
+  """Returns what is known of the network of an evaluation, as `_chosen` does."""
+  path, events = directory.path, records.read_events(directory.path)
+  there = [number for number in directory.networks() if number < len(events)]
+  if evaluation not in there:
+    raise UserError(
+      f'evaluation: got {evaluation}, want one whose weights are in {path}:'
+      f' {", ".join(map(str, there)) or "there are none yet"}'
+    )
+  outcome = directory.read_completed(evaluation)
+  try:
+    return _facts(outcome or events[evaluation], completed=outcome is not None)
+  except (AttributeError, LookupError, TypeError, ValueError) as error:
+    reason = ' '.join(str(error).split())
+    raise UserError(
+      f'evaluation: got {evaluation} of {path} with {reason}, want it as written'
+    ) from error
+
+
+def _facts(entry: Mapping[str, Any], completed: bool) -> dict[str, Any]:
+  """Returns what an entry of a result, an outcome or an event says of a network.
+
+  Raises:
+    ValueError: If it is of another form; also others.
+  """
+  facts = {
+    'genotype': Genotype.from_json(entry),
+    'evaluation': int(entry['evaluation']),
+    'completed': completed,
+    **{name: entry.get(name) for name in _ACCURACIES},
+  }
+  if not completed:
+    # Events have it beside a fitness that may be another measure; older ones do not.
+    facts['validation_accuracy'] = entry.get('accuracy', entry['fitness'])
+  for name in _ACCURACIES:
+    accuracy: Any = facts[name]
+    if not (accuracy is None or 0 <= accuracy <= 1):
+      raise ValueError(f'{name} {accuracy!r}')
+  return facts
 
 
 def predictor(

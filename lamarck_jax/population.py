@@ -14,7 +14,7 @@ one another's fitness. So they can be trained side by side, and a state in the m
 a generation asks for the same remaining children when it is given the same key.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import contextlib
 import dataclasses
 from typing import Any, ClassVar
@@ -28,6 +28,7 @@ from lamarck_jax.crossover import Cut
 from lamarck_jax.evolution import Individual
 from lamarck_jax.genotype import Genotype, SearchSpace
 from lamarck_jax.mutation import NotApplicable
+from lamarck_jax.parsimony import FITTER, Preference
 
 # How a child takes a place. 'worst': by strict improvement on the worst individual;
 # 'oldest': always, from the oldest one (Real et al., 2019, arXiv 1802.01548).
@@ -44,12 +45,16 @@ class Offspring:
     cut: Where the two parents were cut.
     mate: The individual drawn for a crossover, even if no cut was possible and the
       child is a mutant.
+    variables: The weights that an initial network starts from; None: fresh ones.
   """
 
   genotype: Genotype
   parents: tuple[Individual, ...] = ()
   cut: Cut | None = None
   mate: Individual | None = None
+  variables: Mapping[str, Any] | None = dataclasses.field(
+    default=None, repr=False, compare=False
+  )
 
   @property
   def operators(self) -> list[str]:
@@ -80,6 +85,7 @@ class PopulationState:
     history: All genotypes evaluated so far, failed ones included.
     num_evaluations: Number of evaluations so far.
     epochs_used: Training epochs so far; a failed evaluation uses e as well.
+    preference: Which of two networks is selected, see `parsimony`.
     parent: None, since each child has parents of its own.
     niche: None, since there are no niches.
   """
@@ -100,6 +106,7 @@ class PopulationState:
   history: frozenset[Genotype] = frozenset()
   num_evaluations: int = 0
   epochs_used: int = 0
+  preference: Preference = FITTER
 
   parent: ClassVar[None] = None
   niche: ClassVar[None] = None
@@ -117,12 +124,19 @@ class PopulationState:
     left = self.budget_epochs - self.epochs_used
     return min(whole, self.told + -(-left // self.epochs_per_evaluation))
 
-  def accepts(self, fitness: float) -> bool:
+  @property
+  def worst(self) -> Individual:
+    """The survivor that is preferred least, the latest among equals."""
+    key = self.preference.key
+    return min(self.survivors, key=lambda one: (key(one), -one.evaluation))
+
+  def accepts(self, child: Genotype, fitness: float) -> bool:
     """Returns whether a child with this fitness would become an individual now."""
+    state = dataclasses.replace(self, preference=self.preference.told(fitness))
     return (
-      self.replacement == 'oldest'
-      or len(self.survivors) < self.size
-      or fitness > min(individual.fitness for individual in self.survivors)
+      state.replacement == 'oldest'
+      or len(state.survivors) < state.size
+      or state.preference.prefers(Individual(child, fitness, -1), state.worst)
     )
 
 
@@ -193,11 +207,11 @@ def _child(
   if not state.parents:
     return Offspring(genotype_lib.random_genotype(key, state.space))
   rng = genotype_lib.generator(selection_key)
-  first = _winner(rng, state.parents, state.tournament)
+  first = _winner(rng, state, state.parents)
   mate = None
   others = [individual for individual in state.parents if individual is not first]
   if others and rng.random() < state.crossover_rate:
-    mate = _winner(rng, others, state.tournament)
+    mate = _winner(rng, state, others)
     with contextlib.suppress(NotApplicable):
       genotype, cut = crossover.crossover(
         crossover_key, first.genotype, mate.genotype, state.space, history
@@ -208,11 +222,11 @@ def _child(
 
 
 def _winner(
-  rng: np.random.Generator, individuals: Sequence[Individual], tournament: int
+  rng: np.random.Generator, state: PopulationState, individuals: Sequence[Individual]
 ) -> Individual:
   """Returns the fittest of some random individuals, the earliest among equals."""
-  drawn = np.sort(rng.integers(len(individuals), size=tournament))
-  return max((individuals[i] for i in drawn), key=lambda drawn: drawn.fitness)
+  drawn = np.sort(rng.integers(len(individuals), size=state.tournament))
+  return max((individuals[i] for i in drawn), key=state.preference.key)
 
 
 def tell(
@@ -231,12 +245,13 @@ def tell(
       never becomes an individual.
   """
   del key
+  state = dataclasses.replace(state, preference=state.preference.told(fitness))
   survivors, best = state.survivors, state.best
   if fitness is not None:
     individual = Individual(child, fitness, state.num_evaluations)
-    if best is None or fitness > best.fitness:
+    if best is None or state.preference.prefers(individual, best):
       best = individual
-    if state.accepts(fitness):
+    if state.accepts(child, fitness):
       survivors = (*_with_a_place(state), individual)
   told = state.told + 1
   ended = told == state.num_children
@@ -259,8 +274,7 @@ def _with_a_place(state: PopulationState) -> tuple[Individual, ...]:
     return state.survivors
   if state.replacement == 'oldest':
     return state.survivors[1:]
-  # The latest among equals.
-  worst = min(state.survivors, key=lambda one: (one.fitness, -one.evaluation))
+  worst = state.worst
   return tuple(one for one in state.survivors if one is not worst)
 
 

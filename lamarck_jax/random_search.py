@@ -18,6 +18,7 @@ import numpy as np
 from lamarck_jax import genotype as genotype_lib
 from lamarck_jax.evolution import Individual
 from lamarck_jax.genotype import Genotype, SearchSpace
+from lamarck_jax.parsimony import FITTER, Preference
 
 _FRUITLESS_DRAWS = 100
 
@@ -35,6 +36,7 @@ class RandomSearchState:
     history: All genotypes evaluated so far, failed ones included.
     num_evaluations: Number of evaluations so far.
     epochs_used: Training epochs so far; a failed evaluation uses e as well.
+    preference: Which of two networks is selected, see `parsimony`.
     parent: None, since no network has one.
     niche: None, since there are no niches.
   """
@@ -47,6 +49,7 @@ class RandomSearchState:
   history: frozenset[Genotype] = frozenset()
   num_evaluations: int = 0
   epochs_used: int = 0
+  preference: Preference = FITTER
 
   parent: ClassVar[None] = None
   niche: ClassVar[None] = None
@@ -108,15 +111,18 @@ def tell(
     fitness: Its validation accuracy; None if it could not be evaluated.
   """
   del key
-  best = state.best
-  if fitness is not None and (best is None or fitness > best.fitness):
-    best = Individual(child, fitness, state.num_evaluations)
+  best, preference = state.best, state.preference.told(fitness)
+  if fitness is not None:
+    individual = Individual(child, fitness, state.num_evaluations)
+    if best is None or preference.prefers(individual, best):
+      best = individual
   return dataclasses.replace(
     state,
     best=best,
     history=state.history | {child},
     num_evaluations=state.num_evaluations + 1,
     epochs_used=state.epochs_used + state.epochs_per_evaluation,
+    preference=preference,
   )
 
 

@@ -1,23 +1,32 @@
-"""The search: ask, inherit, train, evaluate, tell, record (Section 3.1); it resumes.
+"""The search: ask, evaluate, tell, record (Section 3.1); it resumes.
 
-`_search` has the loop. A `Trial` is one child on its way through it, with its limits
-and its clock. How the run is recorded and restored is in `run_directory`.
+`_search` has the loop over generations, of which the (1+1)-EA has one child each.
+`trial` has what happens to a child, here or in a worker. How the run is recorded
+and restored is in `run_directory`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import datetime
+import itertools
 import math
 import os
 from typing import Any
 
 from absl import logging
-import jax
 from ml_collections import config_dict
 
-from lamarck_jax import completion, flops, initialisation, metrics, model, population
+from lamarck_jax import (
+  completion,
+  flops,
+  initialisation,
+  model,
+  population,
+  trial,
+  warm_start,
+)
 from lamarck_jax import config as config_lib
-from lamarck_jax.data.augmentation import Augmentation
+from lamarck_jax.data.source import Source
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 from lamarck_jax.run_directory import dataset_record, history, lock, records
@@ -37,23 +46,10 @@ from lamarck_jax.search_state import (
   random_key,
 )
 from lamarck_jax.training import Trainer
+from lamarck_jax.trial import Candidate, Outcome
+from lamarck_jax.workers.pool import Workers
 
 Event = dict[str, Any]
-
-
-def learning_rates(config: config_dict.ConfigDict) -> list[float]:
-  """Returns the learning rate of every epoch of an evaluation.
-
-  The paper's is constant (Section 4.2). A cosine goes from it to 0 within the
-  evaluation, and each epoch has the rate of its middle.
-  """
-  epochs = config.epochs_per_evaluation
-  if config.learning_rate_schedule == 'constant':
-    return [config.learning_rate] * epochs
-  return [
-    config.learning_rate * (1 + math.cos(math.pi * (epoch + 0.5) / epochs)) / 2
-    for epoch in range(epochs)
-  ]
 
 
 @jax_settings.applied()
@@ -61,6 +57,8 @@ def run(
   config: config_dict.ConfigDict,
   workdir: str | os.PathLike[str],
   on_event: Callable[[Event], None] | None = None,
+  workers: Workers | None = None,
+  source: Source | None = None,
 ) -> dict[str, Any]:
   """Runs a search, or resumes the one in the directory.
 
@@ -70,6 +68,10 @@ def run(
     config: A configuration, see `lamarck_jax.config`.
     workdir: The run directory; made if it is not there.
     on_event: Called with the event of every evaluation once it is recorded.
+    workers: They train the children of a generation side by side, see
+      `lamarck_jax.workers`, and are closed at the end. By default this process trains
+      one child after another.
+    source: The data set, if the program has it as arrays; see `data.arrays`.
 
   Returns:
     The content of `result.json`.
@@ -83,36 +85,50 @@ def run(
   workdir = paths.local('workdir', workdir)
   records.check(workdir, config.to_dict())
   if (result := history.read_result(workdir)) is not None:
-    dataset_record.check_finished(config.dataset, workdir)
+    dataset_record.check_finished(config.dataset, workdir, source)
     logging.info('%s holds a finished search', workdir)
     return result
-  dataset, dataset_of_run = dataset_record.load(config.dataset, workdir)
-  devices.check_platform()
-  trainer = Trainer(
-    dataset,
-    batch_size=config.batch_size,
-    compute_dtype=config.compute_dtype,
-    augmentation=Augmentation(**config.augmentation),
-    class_weights=config.class_weights,
-  )
-  del dataset  # The device has it now.
-  with contextlib.closing(trainer), lock.locked(workdir) as folder:
-    directory = records.RunDirectory(workdir, config.to_dict(), folder)
-    time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-    directory.write_dataset(dataset_of_run)
-    directory.write_start(trainer.description, {'time': time, **environment.machine()})
-    print_dataset(trainer.description)
-    state = _search(config, directory, trainer, on_event)
-    outcomes = _complete(config, state, directory, trainer)
-    result = history.result(directory.read_events(), state.evolution.best, outcomes)
-    directory.write_result(result)
+  start = warm_start.load(config, workdir)
+  with contextlib.closing(workers) if workers else contextlib.nullcontext():
+    if workers:
+      workers.start(config)  # They import JAX while this process reads the data.
+    dataset, dataset_of_run = dataset_record.load(config.dataset, workdir, source)
+    devices.check_platform()
+    trainer = trial.make_trainer(config, dataset)
+    if workers:
+      workers.send_dataset(dataset)
+    del dataset  # The device has it now.
+    with contextlib.closing(trainer), lock.locked(workdir) as folder:
+      directory = records.RunDirectory(workdir, config.to_dict(), folder)
+      warm_start.record(start, directory)
+      _write_start(directory, trainer, dataset_of_run)
+      state = _search(config, directory, trainer, start, workers, on_event)
+      if workers:
+        workers.close()  # Completion has the machine to itself.
+      outcomes = _complete(config, state, directory, trainer)
+      result = history.result(directory.read_events(), state.evolution.best, outcomes)
+      directory.write_result(result)
   return result
+
+
+def _write_start(
+  directory: records.RunDirectory,
+  trainer: Trainer,
+  dataset_of_run: dataset_record.DatasetRecord,
+) -> None:
+  """Records and prints what the run starts with."""
+  time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+  directory.write_dataset(dataset_of_run)
+  directory.write_start(trainer.description, {'time': time, **environment.machine()})
+  print_dataset(trainer.description)
 
 
 def _search(
   config: config_dict.ConfigDict,
   directory: records.RunDirectory,
   trainer: Trainer,
+  start: warm_start.Source | None,
+  workers: Workers | None,
   on_event: Callable[[Event], None] | None,
 ) -> SearchState:
   """Runs the algorithm to the end of the budget, from where the directory has it."""
@@ -121,186 +137,125 @@ def _search(
   def shapes(genotype: Genotype) -> Variables:
     return model.variable_shapes(genotype, channels, trainer.num_classes)
 
-  state, living = history.restore(directory, initial_state(config), shapes)
+  initial = initial_state(config, initialisation.preference(config, trainer))
+  state, living = history.restore(directory, initial, shapes)
+  state = warm_start.begin(state, start, directory, trainer.class_names)
   with Progress(config.budget_epochs, state.evolution.epochs_used) as progress:
     while not state.evolution.done:
-      trial = Trial(config, state, trainer, progress)
-      with trial.failures_noted():
-        variables = trial.inherit(living)
-        variables = trial.train(variables)
-        trial.fitness = trial.evaluate(variables)
-        living[trial.evaluation] = variables
-      state = state.tell(trial.child, trial.fitness)
-      event = _record(directory, trial, state, living)
-      living = {number: living[number] for number in state.living}
-      if on_event:
-        on_event(event)
-      allocator.release_freed_memory()  # What compilers left behind, above all.
+      generation = _ask(state, living)
+      # The first network is trained here, while the workers start.
+      if workers and any(candidate.offspring.parents for candidate in generation):
+        outcomes = workers.evaluate(generation, progress)
+      else:
+        outcomes = trial.one_by_one(config, trainer, generation, progress)
+      for candidate in generation:
+        outcome = next(outcomes)
+        if outcome.variables is not None:
+          living[candidate.evaluation] = outcome.variables
+        else:
+          name = f'evaluation {candidate.evaluation} of {candidate.genotype}'
+          logging.warning('%s failed: %s', name, outcome.failure)
+        asked, state = state, state.tell(candidate.genotype, outcome.fitness)
+        event = _event(config, trainer, asked, candidate, outcome, state)
+        _record(directory, event, outcome, state)
+        rate = _examples(config, trainer) / outcome.seconds.get('train', math.inf)
+        progress.evaluated(event, candidate.genotype, rate)
+        living = {number: living[number] for number in state.living}
+        if on_event:
+          on_event(event)
+        allocator.release_freed_memory()  # What compilers left behind, above all.
   return state
 
 
-class Trial:
-  """One child on its way through the loop.
+def _examples(config: config_dict.ConfigDict, trainer: Trainer) -> int:
+  """Returns the number of training examples that an evaluation sees."""
+  return config.epochs_per_evaluation * trainer.examples_per_epoch
 
-  Attributes:
-    state: The state of the search that asked for it.
-    evaluation: Index of the evaluation.
-    offspring: What the search has asked for.
-    child: Its genotype.
-    r2: Of the fit behind a crossover's seam, if there was one.
-    fitness_before: Its validation accuracy before training, if it got that far.
-    fitness: The same after training.
-    measures: Each of `metrics.MEASURES` after training, once they are known.
-    failure: Why it could not be evaluated, or None.
-    flops: Operations to classify one example.
-    examples: Number of training examples that it sees.
-    stopwatch: The time that each phase takes.
-    progress: What a person sees.
-  """
 
-  def __init__(
-    self,
-    config: config_dict.ConfigDict,
-    state: SearchState,
-    trainer: Trainer,
-    progress: Progress,
-  ):
-    """Asks for the child, and starts the clock."""
-    self.stopwatch = stopwatch.Stopwatch()
-    self.state, self.evaluation = state, state.evolution.num_evaluations
-    self.offspring = state.ask()[0]
-    self.child = self.offspring.genotype
-    self.r2: float | None = None
-    self.fitness_before: float | None = None
-    self.fitness: float | None = None
-    self.measures: Mapping[str, float | None] = dict.fromkeys(metrics.MEASURES)
-    self.failure: str | None = None
-    shape = trainer.image_shape
-    self.flops = flops.network_flops(self.child, shape, trainer.num_classes)
-    self.examples = config.epochs_per_evaluation * trainer.examples_per_epoch
-    self.progress = progress
-    self._config, self._trainer = config, trainer
-
-  def inherit(self, living: Mapping[int, Variables]) -> Variables:
-    """Returns the child's initial variables, made from its parents' if it has any."""
-    self._check_size()
-    key, parents = self.state.key(Purpose.INITIALISATION), self.offspring.parents
-    variables, self.r2 = initialisation.initial_variables(
-      key,
-      self.offspring,
-      [living[parent.evaluation] for parent in parents],
-      self._trainer,
-      self._config,
+def _ask(state: SearchState, living: Mapping[int, Variables]) -> list[Candidate]:
+  """Returns the children that can be evaluated side by side."""
+  offspring = state.ask()
+  genotypes = [child.genotype for child in offspring]
+  successors = [tuple(genotypes[i : i + 1]) for i in range(1, len(genotypes) + 1)]
+  if len(genotypes) == 1:
+    successors = [tuple(_guesses(state, *genotypes))]
+  return [
+    Candidate(
+      evaluation,
+      child,
+      tuple(living[parent.evaluation] for parent in child.parents),
+      following,
     )
-    self.stopwatch.lap('mutate')
-    return variables
-
-  def train(self, variables: Variables) -> Variables:
-    """Returns the variables after e epochs; measures the accuracy before as well."""
-    trainer, child = self._trainer, self.child
-    self.progress.training(self.evaluation, child)
-    trainer.compile(child)
-    self.stopwatch.lap('compile')
-    self.fitness_before = self._measure(variables)[self._config.fitness]
-    self.stopwatch.lap('birth')
-    # Only now, since tracing takes the interpreter, and that pass is short.
-    trainer.compile_ahead(list(self._successors()))
-    key, rates = self.state.key(Purpose.TRAINING), learning_rates(self._config)
-    variables = trainer.train(key, child, variables, rates, self._check_epoch)
-    self.stopwatch.lap('train')
-    return variables
-
-  def evaluate(self, variables: Variables) -> float:
-    """Returns the fitness, a measure on the validation split."""
-    self.measures = measures = self._measure(variables)
-    self.stopwatch.lap('evaluate')
-    return measures[self._config.fitness]
-
-  def _measure(self, variables: Variables) -> dict[str, float]:
-    confusion = self._trainer.confusion(self.child, variables, 'validation')
-    return metrics.measures(confusion)
-
-  @contextlib.contextmanager
-  def failures_noted(self) -> Iterator[None]:
-    """Notes why a child cannot be evaluated; a broken device ends the search."""
-    try:
-      yield
-    except (_CandidateError, jax.errors.JaxRuntimeError, MemoryError) as error:
-      self._trainer.check_device()
-      self.failure = ' '.join(f'{error}'.split())[:500] or type(error).__name__
-      logging.warning(
-        'evaluation %d of %s failed: %s', self.evaluation, self.child, self.failure
-      )
-
-  def _check_size(self) -> None:
-    """Raises _CandidateError if the child is larger than the configuration allows."""
-    *_, channels = self._trainer.image_shape
-    classes = self._trainer.num_classes
-    parameters = model.num_parameters(self.child, channels, classes)
-    for name, value in (('max_parameters', parameters), ('max_flops', self.flops)):
-      if self._config[name] is not None and value > self._config[name]:
-        raise _CandidateError(f'{value} is above {name}, {self._config[name]}')
-
-  def _check_epoch(self, epoch: int, loss: float) -> None:
-    """Raises _CandidateError after an epoch that diverged, or took too long."""
-    self.progress.epoch()
-    if not math.isfinite(loss):
-      raise _CandidateError(f'the loss of epoch {epoch + 1} is {loss}')
-    limit = self._config.max_seconds_per_evaluation
-    if limit is not None and self.stopwatch.elapsed > limit:
-      raise _CandidateError(f'it takes longer than max_seconds_per_evaluation, {limit}')
-
-  def _successors(self) -> Iterator[Genotype]:
-    """Yields the children that may come next.
-
-    Keys are folded, so they depend on this one's fitness only in whether it wins.
-    """
-    for fitness in (-1.0, 2.0):  # Worse than any, and better than any.
-      following = self.state.tell(self.child, fitness)
-      if not following.evolution.done:
-        yield following.ask()[0].genotype
+    for evaluation, child, following in zip(
+      itertools.count(state.evolution.num_evaluations), offspring, successors
+    )
+  ]
 
 
-class _CandidateError(Exception):
-  """A candidate is above a limit, or its training diverged."""
+def _guesses(state: SearchState, child: Genotype) -> Iterator[Genotype]:
+  """Yields the networks that may come after an only child.
+
+  Keys are folded, so they depend on its fitness only in whether it wins.
+  """
+  for fitness in (-1.0, 2.0):  # Worse than any, and better than any.
+    following = state.tell(child, fitness)
+    if not following.evolution.done:
+      yield following.ask()[0].genotype
+
+
+def _event(
+  config: config_dict.ConfigDict,
+  trainer: Trainer,
+  asked: SearchState,
+  candidate: Candidate,
+  outcome: Outcome,
+  told: SearchState,
+) -> Event:
+  """Returns the event of an evaluation.
+
+  Args:
+    asked: The state that asked for the candidate.
+    told: The one that has been told its fitness.
+  """
+  before, best = asked.evolution, told.evolution.best
+  parents, genotype = candidate.offspring.parents, candidate.genotype
+  operations = flops.network_flops(genotype, trainer.image_shape, trainer.num_classes)
+  event = {
+    'evaluation': candidate.evaluation,
+    **genotype.to_json(),
+    'parent': parents[0].evaluation if parents else None,
+    'mutation': candidate.offspring.operators,
+    'fitness_at_birth': outcome.fitness_before,
+    'fitness': outcome.fitness or 0.0,
+    **outcome.measures,
+    'failure': outcome.failure,
+    'accepted': asked.accepts(genotype, outcome.fitness),
+    'niche': before.niche.origin.evaluation if before.niche else None,
+    'epochs_used': told.evolution.epochs_used,
+    'flops': _examples(config, trainer) * operations,
+    'seconds': outcome.seconds,
+    'best_fitness': best.fitness if best else 0.0,
+  }
+  if before.preference.standard_errors:
+    event['best'] = best.evaluation if best else None
+  if isinstance(before, population.PopulationState):
+    event |= population.event_fields(before, candidate.offspring, outcome.r2)
+  return event
 
 
 def _record(
-  directory: records.RunDirectory,
-  trial: Trial,
-  state: SearchState,
-  variables: Mapping[int, Variables],
-) -> Event:
-  """Writes a trial and the weights that the state after it needs; returns the event."""
-  if trial.evaluation in state.needed:
-    directory.write_weights(trial.evaluation, variables[trial.evaluation])
-  trial.stopwatch.lap('record')
-  seconds, child, fitness = trial.stopwatch.seconds, trial.child, trial.fitness
-  before, best = trial.state.evolution, state.evolution.best
-  parents = trial.offspring.parents
-  event = {
-    'evaluation': trial.evaluation,
-    **child.to_json(),
-    'parent': parents[0].evaluation if parents else None,
-    'mutation': trial.offspring.operators,
-    'fitness_at_birth': trial.fitness_before,
-    'fitness': fitness or 0.0,
-    **trial.measures,
-    'failure': trial.failure,
-    'accepted': trial.state.accepts(fitness),
-    'niche': before.niche.origin.evaluation if before.niche else None,
-    'epochs_used': state.evolution.epochs_used,
-    'flops': trial.examples * trial.flops,
-    'seconds': seconds,
-    'best_fitness': best.fitness if best else 0.0,
-  }
-  if isinstance(before, population.PopulationState):
-    event |= population.event_fields(before, trial.offspring, trial.r2)
+  directory: records.RunDirectory, event: Event, outcome: Outcome, state: SearchState
+) -> None:
+  """Writes an event, after the weights that the state needs."""
+  watch = stopwatch.Stopwatch()
+  evaluation = event['evaluation']
+  if evaluation in state.needed and outcome.variables is not None:
+    directory.write_weights(evaluation, outcome.variables)
+  watch.lap('record')
+  total = event['seconds']['total'] + watch.seconds['total']
+  event['seconds'] |= {'record': watch.seconds['record'], 'total': round(total, 4)}
   directory.append_event(event)
   directory.keep_weights(state.needed)
-  examples_per_second = trial.examples / seconds.get('train', math.inf)
-  trial.progress.evaluated(event, child, examples_per_second)
-  return event
 
 
 def _complete(

@@ -17,6 +17,7 @@ import numpy as np
 from lamarck_jax import evolution, population, random_search
 from lamarck_jax.evolution import EvolutionState, Individual
 from lamarck_jax.genotype import Genotype, SearchSpace
+from lamarck_jax.parsimony import FITTER, Preference
 from lamarck_jax.population import Offspring, PopulationState
 from lamarck_jax.random_search import RandomSearchState
 
@@ -62,12 +63,14 @@ class SearchState:
     checkpoints: The best individual so far at each budget, in epochs.
     next_lineage: The innovation number of the next new block, greater than every one
       in the events.
+    first: The first network, where it is given and not drawn; see `warm_start`.
   """
 
   seed: int
   evolution: AlgorithmState
   checkpoints: dict[int, Individual | None]
   next_lineage: int = 0
+  first: Offspring | None = None
 
   def key(self, purpose: Purpose) -> jax.Array:
     """Returns a key of the next evaluation."""
@@ -79,6 +82,8 @@ class SearchState:
     Their new blocks are numbered on from `next_lineage`: an algorithm knows the numbers
     in one line of descent alone, and would give one number to blocks of two siblings.
     """
+    if self.first:
+      return (self.first,)
     state, key = self.evolution, self.key(Purpose.MUTATION)
     match state:
       case PopulationState():
@@ -107,15 +112,17 @@ class SearchState:
     next_lineage = max(self.next_lineage, child.next_lineage)
     return SearchState(self.seed, state, checkpoints, next_lineage)
 
-  def accepts(self, fitness: float | None) -> bool:
+  def accepts(self, child: Genotype, fitness: float | None) -> bool:
     """Returns whether the next child is selected if it has this fitness."""
     state = self.evolution
     if fitness is None:
       return False
     if isinstance(state, PopulationState):
-      return state.accepts(fitness)
+      return state.accepts(child, fitness)
     beaten = state.parent or state.best  # In random search, children have no parent.
-    return beaten is None or fitness > beaten.fitness
+    preference = state.preference.told(fitness)
+    individual = Individual(child, fitness, state.num_evaluations)
+    return beaten is None or preference.prefers(individual, beaten)
 
   @property
   def living(self) -> set[int]:
@@ -151,8 +158,15 @@ def _numbered(offspring: Sequence[Offspring], next_lineage: int) -> Iterator[Off
     yield dataclasses.replace(child, genotype=genotype)
 
 
-def initial_state(config: config_dict.ConfigDict) -> SearchState:
-  """Returns the state before the first evaluation of a configuration."""
+def initial_state(
+  config: config_dict.ConfigDict, preference: Preference = FITTER
+) -> SearchState:
+  """Returns the state before the first evaluation.
+
+  Args:
+    config: The configuration.
+    preference: Which of two networks is selected; it depends on the data.
+  """
   space = SearchSpace(
     tuple(config.search_space.filters),
     tuple(config.search_space.kernel_sizes),
@@ -186,6 +200,7 @@ def initial_state(config: config_dict.ConfigDict) -> SearchState:
       niching_rate=config.niching.rate,
       niching_iterations=config.niching.iterations,
     )
+  state = dataclasses.replace(state, preference=preference)
   budgets = [n for n in config.checkpoint_epochs if n < config.budget_epochs]
   return SearchState(
     config.seed, state, dict.fromkeys([*budgets, config.budget_epochs])

@@ -84,6 +84,8 @@ def _change(data: st.DataObject, path: pathlib.Path) -> None:
     content.pop('sha256', None)
     text = json.dumps(content, sort_keys=True)
     content['sha256'] = hashlib.sha256(text.encode()).hexdigest()
+  elif path.name == 'study.json' and data.draw(st.booleans()):
+    content = damages.resealed(content)
   path.write_text(json.dumps(content))
 
 

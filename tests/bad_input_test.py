@@ -56,9 +56,11 @@ _FIELDS = {
   'batch_size': ['1', '-5', '1.5'],
   'learning_rate': ['0', '-0.1', 'nan', 'fast'],
   'inheritance': ['darwin', ''],
+  'init_from': ['', 'nowhere', '64x3', '3c3', 'gs://bucket/run'],
   'inheritance_noise': ['-1'],
   'inheritance_shrink': ['0', '1.5'],
   'learning_rate_schedule': ['linear'],
+  'parsimony': ['-1', '11', 'small'],
   'compute_dtype': ['float64'],
   'max_parameters': ['0', 'many'],
   'max_flops': ['-1'],
@@ -165,6 +167,24 @@ _CASES += [
   *(
     (_STUDY, ['--config=configs/digits.py', '--workdir=DIR/study', flag], 'engine=ray')
     for flag in ('--ray_address=auto', '--cpus_per_run=2', '--gpus_per_run=1')
+  ),
+  (_SEARCH, ['--num_workers=2'], 'num_workers: got 2'),
+  (_SEARCH, ['--engine=ray'], 'want --num_workers'),
+  (_SEARCH, ['--config.population.cores_per_child=2'], "algorithm 'population'"),
+  *(
+    (_SEARCH, ['--config.algorithm=population', '--num_workers=2', flag], 'engine=ray')
+    for flag in ('--ray_address=auto', '--cpus_per_worker=2', '--gpus_per_worker=1')
+  ),
+  *(
+    (_SEARCH, ['--config.algorithm=population', *flags], named)
+    for flags, named in [
+      (['--num_workers=0'], 'num_workers: got 0'),
+      (['--num_workers=5'], 'population.children, 4'),
+      (['--num_workers=1', '--config.population.children=1'], 'several children'),
+      (['--num_workers=2', '--engine=mpi'], "engine: got 'mpi'"),
+      (['--num_workers=2', '--engine=ray', '--cpus_per_worker=0'], 'cpus_per_worker'),
+      (['--num_workers=2', '--engine=ray', '--gpus_per_worker=-1'], 'gpus_per_worker'),
+    ]
   ),
   ('lamarck_jax.report', ['DIR/stored', '--port=80'], '--serve'),
   (_STUDY, ['--config=configs/digits.py', '--workdir='], 'workdir'),

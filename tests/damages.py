@@ -14,6 +14,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from lamarck_jax.run_directory import digests
+
 Damage = Callable[[pathlib.Path, pathlib.Path], object]
 
 
@@ -110,6 +112,13 @@ ALL: tuple[Damage, ...] = (
   link_to_itself,
   link_to_zeros,
 )
+
+
+def resealed(content: dict[str, Any]) -> dict[str, Any]:
+  """Returns a JSON object with the digest that it should have, if it has one."""
+  if digests.OWN not in content:
+    return content
+  return digests.sealed({k: v for k, v in content.items() if k != digests.OWN}, {})
 
 
 def _edit(path: pathlib.Path, change: Callable[[dict[str, Any]], Any]) -> None:

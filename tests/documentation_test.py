@@ -9,7 +9,7 @@ import pytest
 from lamarck_jax import config
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_GENERATED = {'_build', 'reference', 'jupyter_execute'}
+_GENERATED = {'_build', 'reference', 'jupyter_execute', 'runs'}
 _PAGES = [
   _ROOT / 'README.md',
   _ROOT / 'BUILD_NOTES.md',

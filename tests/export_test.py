@@ -296,6 +296,61 @@ def test_without_completion_the_best_network_is_exported(finished, tmp_path):
   assert accuracy == pytest.approx(result['best']['fitness'], abs=1e-9)
 
 
+def test_any_network_whose_weights_are_there_can_be_exported(finished, tmp_path):
+  config, workdir, out = finished
+  events = conftest.read_events(workdir)
+  there = sorted({int(p.stem[-6:]) for p in (workdir / 'weights').iterdir()})
+  validation = datasets.load(**config.dataset).validation
+  for evaluation in there:
+    network = export.export(workdir, tmp_path / 'out', evaluation=evaluation)
+    facts = json.loads((tmp_path / 'out' / 'network.json').read_text())
+    assert facts['evaluation'] == evaluation
+    assert facts['genotype'] == events[evaluation]['genotype']
+    assert facts['completed'] == (network.test_accuracy is not None)
+    predicted = lamarck_jax.load(tmp_path / 'out')(validation.images).argmax(-1)
+    assert np.mean(predicted == validation.labels) == facts['validation_accuracy']
+    said = 'not trained to completion' in (tmp_path / 'out' / 'README.md').read_text()
+    assert said != facts['completed']
+  # By default it is the completed one of the largest budget.
+  checkpoint = records.read_result(workdir)['checkpoints'][-1]
+  facts = json.loads((out / 'network.json').read_text())
+  assert (facts['evaluation'], facts['completed']) == (checkpoint['evaluation'], True)
+  for name in ('validation_accuracy', 'test_accuracy', 'test_balanced_accuracy'):
+    assert facts[name] == checkpoint[name]
+
+
+def test_a_network_of_a_search_that_is_not_finished_can_be_exported(finished, tmp_path):
+  config, _, _ = finished
+  conftest.run_until(config, tmp_path / 'run', 0)
+  with pytest.raises(UserError, match=r'result\.json'):
+    export.export(tmp_path / 'run', tmp_path / 'out')
+  export.export(tmp_path / 'run', tmp_path / 'out', evaluation=0)
+  facts = json.loads((tmp_path / 'out' / 'network.json').read_text())
+  (event,) = conftest.read_events(tmp_path / 'run')
+  assert facts['validation_accuracy'] == event['fitness']
+  assert (facts['completed'], facts['test_accuracy']) == (False, None)
+
+
+@pytest.mark.parametrize('evaluation', [-1, 999])
+def test_a_network_without_weights_is_refused_with_those_that_have_some(
+  finished, tmp_path, evaluation
+):
+  _, workdir, _ = finished
+  there = sorted({int(p.stem[-6:]) for p in (workdir / 'weights').iterdir()})
+  want = f'evaluation: got {evaluation}, want one whose weights are in {workdir}: '
+  with pytest.raises(UserError) as raised:
+    export.export(workdir, tmp_path / 'out', evaluation=evaluation)
+  assert str(raised.value) == want + ', '.join(map(str, there))
+  assert not (tmp_path / 'out').exists()
+
+
+def test_the_description_says_what_its_accuracy_depends_on(finished):
+  _, _, out = finished
+  facts = json.loads((out / 'network.json').read_text())
+  fields = ('class_weights', 'fitness', 'init_from', 'parsimony')
+  assert [facts[name] for name in fields] == ['none', 'accuracy', None, 0.0]
+
+
 @pytest.mark.parametrize('how', ['nowhere', 'unfinished', 'damaged', 'later format'])
 def test_what_cannot_be_loaded_is_named(finished, tmp_path, how):
   _, workdir, out = finished

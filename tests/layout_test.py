@@ -67,7 +67,9 @@ def test_what_makes_training_fast_needs_nothing_but_itself():
       assert all(module.startswith('lamarck_jax.xla') for module in reachable(name))
 
 
-@pytest.mark.parametrize('package', ['xla', 'runtime', 'data', 'run_directory'])
+@pytest.mark.parametrize(
+  'package', ['xla', 'runtime', 'data', 'run_directory', 'workers']
+)
 def test_a_package_says_what_is_inside_and_who_needs_to_read_it(package):
   docstring = ast.get_docstring(
     ast.parse((_PACKAGE / package / '__init__.py').read_text())

@@ -228,7 +228,7 @@ def test_a_population_records_generations_parents_and_crossovers(
     assert [p.evaluation for p in child.parents] == event['parents']
     assert event['parent'] == (event['parents'] or [None])[0]
     assert Genotype.from_json(event) == child.genotype
-    assert event['accepted'] == state.accepts(event['fitness'])
+    assert event['accepted'] == state.accepts(child.genotype, event['fitness'])
     if len(event['parents']) == 2:
       crossed += 1
       assert event['mutation'] == ['crossover']

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from benchmarks import crossover_tables, results_cells, results_table
+from benchmarks import arms, crossover_tables, results_cells, results_table
 from lamarck_jax.run_directory import records
 from lamarck_jax.study import plots, results
 
@@ -172,6 +172,8 @@ def _is_rounded(quoted, value):
 def test_every_p_value_and_mean_in_the_text_is_one_of_the_runs(page):
   text, names = page.read_text(), _names(page)
   p_values, means = _p_values(names), _means(names)
+  of_arms = arms.numbers(text)
+  p_values, means = p_values | of_arms[0], means + of_arms[1]
   for quoted in _quoted_p_values(text):
     assert any(_is_rounded(quoted, p) for p in p_values), f'p = {quoted}'
   for mean, std in re.findall(r'(\d+\.\d)±(\d+\.\d)', text):
@@ -232,6 +234,25 @@ def test_what_the_tables_say_of_the_scale_is_what_the_runs_were_configured_with(
     assert tuple(config['search_space']['filters']) == want['search_space']['filters']
     augmentation = config.get('augmentation', {'flip': False, 'shift': 0})
     assert augmentation == want['augmentation']
+
+
+def test_a_table_of_arms_has_what_the_runs_files_give():
+  table = arms.arms(
+    'fashion_mnist_small', 'baseline_1', 'validation@64', 'test@16', 'test@64'
+  )
+  (row,) = (line for line in table.splitlines() if line.startswith('| lamarckian'))
+  cells = [cell.strip() for cell in row.strip('|').split('|')]
+  x, y = (_accuracies('fashion_mnist_small', s) for s in ('lamarckian', 'baseline_1'))
+  for (mean, difference, p), ahead, behind in zip((cells[2:5], cells[8:]), x, y):
+    assert float(mean.split('±')[0]) == pytest.approx(np.mean(ahead), abs=0.051)
+    want = np.mean(ahead) - np.mean(behind)
+    assert float(difference) == pytest.approx(want, abs=0.051)
+    want = scipy.stats.mannwhitneyu(ahead, behind, alternative='greater').pvalue
+    assert _is_rounded(p, want)
+  assert arms.arms('nowhere', 'lamarckian', 'test@64') == 'No runs yet.'
+  p_values, means = arms.numbers('<!-- table: arms digits baseline_1 validation@64 -->')
+  assert any(_is_rounded('0.0001', p) for p in p_values)
+  assert any(_is_rounded('99.0', mean) for mean, _ in means)
 
 
 def test_a_page_is_updated_between_its_marks_alone(tmp_path):

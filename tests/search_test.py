@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lamarck_jax import completion, evolution, search, training
+from lamarck_jax import completion, evolution, search, training, trial
 from lamarck_jax.data import datasets
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
@@ -201,12 +201,12 @@ def test_the_fitness_is_the_measure_that_is_configured(tiny_config, tmp_path):
 
 def test_the_learning_rate_of_an_evaluation_is_constant_or_a_cosine(tiny_config):
   tiny_config.epochs_per_evaluation = 4
-  assert search.learning_rates(tiny_config) == [1e-3] * 4
+  assert trial.learning_rates(tiny_config) == [1e-3] * 4
   tiny_config.learning_rate_schedule = 'cosine'
   expected = [9.62e-4, 6.91e-4, 3.09e-4, 3.81e-5]
-  assert search.learning_rates(tiny_config) == pytest.approx(expected, rel=2e-3)
+  assert trial.learning_rates(tiny_config) == pytest.approx(expected, rel=2e-3)
   tiny_config.epochs_per_evaluation = 1
-  assert search.learning_rates(tiny_config) == pytest.approx([5e-4])
+  assert trial.learning_rates(tiny_config) == pytest.approx([5e-4])
 
 
 def test_an_evaluation_has_its_learning_rates(tiny_config, tmp_path, monkeypatch):
@@ -222,7 +222,7 @@ def test_an_evaluation_has_its_learning_rates(tiny_config, tmp_path, monkeypatch
   tiny_config.budget_epochs = 1
   tiny_config.completion.enabled = False
   search.run(tiny_config, tmp_path / 'run')
-  assert used == [search.learning_rates(tiny_config)]
+  assert used == [trial.learning_rates(tiny_config)]
 
 
 def test_completion_follows_the_papers_schedule(tiny_config):
@@ -349,7 +349,7 @@ def test_the_next_child_is_among_those_compiled_ahead(
     Genotype.from_json(event) for event in records.read_events(tmp_path / 'run')
   ]
   assert len(foreseen) == len(children)
-  assert foreseen.pop() == []
+  assert not foreseen.pop()
   for child, genotypes in zip(children[1:], foreseen):
     assert len(genotypes) == 2
     assert child in genotypes

@@ -10,6 +10,7 @@ images or an archive format:
   splits            training, validation and test split, the same for every seed
   digits            scikit-learn's digits
   own_images        the user's images, from an npz file or a folder
+  arrays            the same as a program has them, for `lamarck_jax.fit`
   image_folder      a folder of images with a folder per class
   npz               arrays of an npz file, within bounds
   tfds_reading      prepared TFDS data sets, read without TensorFlow

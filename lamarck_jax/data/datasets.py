@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lamarck_jax.data import archives, digits, own_images, splits, tfds_reading
+from lamarck_jax.data import archives, arrays, digits, own_images, splits, tfds_reading
 from lamarck_jax.data.source import Source, Split
 from lamarck_jax.errors import DatasetError
 
@@ -33,6 +33,7 @@ IMAGE_SIZES = {
 
 # By name, or by prefix up to the colon; every other name is TFDS's.
 _READERS: dict[str, Callable[[str, int | None], Source]] = {
+  'arrays': arrays.load,
   'digits': digits.load,
   'npz:': own_images.load,
   'folder:': own_images.load,
@@ -88,6 +89,7 @@ def load(
   num_train: int | None = None,
   num_validation: int | None = None,
   image_size: int | None = None,
+  source: Source | None = None,
 ) -> Dataset:
   """Returns a data set; the paper's are downloaded and prepared on first use.
 
@@ -103,6 +105,7 @@ def load(
       tenth of the source's training examples, at most 5,000.
     image_size: Pixels per side to resize images to, by area averaging; None keeps
       their size.
+    source: The data set, if it need not be read because the program has it.
 
   Returns:
     The data set. No split depends on a seed, and a smaller `num_train` gives a part of
@@ -119,7 +122,8 @@ def load(
   read_tfds = functools.partial(
     tfds_reading.load, data_dir=data_dir, manual_dir=manual_dir
   )
-  source = _READERS.get(prefix + colon, read_tfds)(name, image_size)
+  if source is None:
+    source = _READERS.get(prefix + colon, read_tfds)(name, image_size)
   train, validation, test = splits.split(name, source, num_train, num_validation)
   return Dataset(name, train, validation, test, source.class_names)
 

@@ -114,6 +114,7 @@ class DeviceData:
     mesh: The devices.
     batch_size: Examples per batch.
     examples: The examples of each split, by its name.
+    class_counts: The number of examples of each class, by the split's name.
   """
 
   def __init__(
@@ -142,6 +143,10 @@ class DeviceData:
     self.mesh = sharding.batch_mesh(batch_size, dataset.image_shape)
     self.batch_size = batch_size
     splits = {name: getattr(dataset, name) for name in ('train', 'validation', 'test')}
+    self.class_counts = {
+      name: np.bincount(split.labels, minlength=dataset.num_classes).tolist()
+      for name, split in splits.items()
+    }
     ends = list(itertools.accumulate(len(split.labels) for split in splits.values()))
     self.examples = dict(zip(splits, map(range, [0, *ends], ends)))
     # One shape for all splits, so that all share the first block's programs.

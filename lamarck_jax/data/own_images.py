@@ -9,18 +9,16 @@
 import pathlib
 import unicodedata
 
-from absl import logging
 import numpy as np
 
-from lamarck_jax.data import decoding, image_folder, npz
+from lamarck_jax.data import arrays, image_folder, npz
 from lamarck_jax.data.files import printable
 from lamarck_jax.data.source import (
-  MAX_SIZE,
-  MIN_SIZE,
   Examples,
   Source,
+  check_image_size,
   check_shape,
-  digests,
+  checked,
 )
 from lamarck_jax.errors import DatasetError
 from lamarck_jax.runtime import paths
@@ -39,10 +37,7 @@ def load(name: str, image_size: int | None = None) -> Source:
   Raises:
     DatasetError: If the data cannot be read or is not suitable for training.
   """
-  if image_size is not None and not MIN_SIZE <= image_size <= MAX_SIZE:
-    raise DatasetError(
-      f'dataset.image_size: got {image_size}, want {MIN_SIZE} to {MAX_SIZE} pixels'
-    )
+  check_image_size(image_size)
   kind, _, location = name.partition(':')
   path = pathlib.Path(paths.local('dataset.name', location))
   read, want = {
@@ -55,32 +50,7 @@ def load(name: str, image_size: int | None = None) -> Source:
     raise DatasetError(
       f'{error.filename or path}: got {error.strerror or error}, want {want}'
     ) from error
-  if len(class_names) < 2:
-    raise DatasetError(f'{path}: got {len(class_names)} class, want at least 2')
-  train, test = splits['train'], splits.get('test')
-  if test is not None and train.images.shape[1:] != test.images.shape[1:]:
-    raise DatasetError(
-      f'{path}: got test images of {_shape(test)}, want the {_shape(train)} of the'
-      ' training images'
-    )
-  _warn_of_plain_images(path, train.images)
-  return Source(train, test, class_names)
-
-
-def _warn_of_plain_images(path: pathlib.Path, images: np.ndarray) -> None:
-  """Warns if most images show nothing, as of 8-bit values in files of 16 bits."""
-  num_plain = sum(bool((image == image[0, 0]).all()) for image in images)
-  if 2 * num_plain > len(images):
-    logging.warning(
-      '%s: %d of %d training images have one colour only',
-      printable(path),
-      num_plain,
-      len(images),
-    )
-
-
-def _shape(examples: Examples) -> str:
-  return 'x'.join(map(str, examples.images.shape[1:]))
+  return checked(path, splits['train'], splits.get('test'), class_names)
 
 
 # ------------------------------------------------------------------------------
@@ -103,7 +73,8 @@ def _read_npz(
     num_classes = 1 + max(int(values.max()) for values in labels.values())
     class_names = _npz_class_names(path, file, num_classes)
     return {
-      split: _npz_examples(file, split, labels[split], image_size) for split in splits
+      split: arrays.examples(file.read(f'x_{split}'), labels[split], image_size)
+      for split in splits
     }, class_names
 
 
@@ -127,10 +98,7 @@ def _check_npz_split(
   shapes = (images.shape[:1], (*images.shape[:1], 1))
   if labels.dtype.kind not in 'iu' or labels.shape not in shapes:
     raise DatasetError(f'{path}: {y}: got {labels}, want {images.shape[0]} integers')
-  shape = (*images.shape[1:], 1)[:3]
-  if image_size is not None:
-    shape = (image_size, image_size, shape[2])
-  check_shape(f'{path}: {x}', shape)
+  check_shape(f'{path}: {x}', arrays.resized_shape(images.shape, image_size))
 
 
 def _npz_labels(path: pathlib.Path, file: npz.NpzFile, split: str) -> np.ndarray:
@@ -168,15 +136,3 @@ def _npz_class_names(
         f'{path}: class_names: got {name!r} at {index}, want strings that differ'
       )
   return class_names
-
-
-def _npz_examples(
-  file: npz.NpzFile, split: str, labels: np.ndarray, image_size: int | None
-) -> Examples:
-  images = file.read(f'x_{split}')
-  if images.ndim == 3:
-    images = images[..., np.newaxis]
-  keys = digests(images)
-  if image_size is not None:
-    images = np.stack([decoding.resize(image, image_size) for image in images])
-  return Examples(images, labels, keys)

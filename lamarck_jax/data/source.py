@@ -4,8 +4,10 @@ from collections.abc import Sequence
 import dataclasses
 import hashlib
 
+from absl import logging
 import numpy as np
 
+from lamarck_jax.data.files import printable
 from lamarck_jax.errors import DatasetError
 
 MIN_SIZE, MAX_SIZE = 8, 256  # Pixels per side of the user's own images.
@@ -58,6 +60,58 @@ class Source:
   class_names: tuple[str, ...]
   is_published: bool = False
   num_validation: int | None = None
+
+
+def checked(
+  where: object,
+  train: Examples,
+  test: Examples | None,
+  class_names: tuple[str, ...],
+) -> Source:
+  """Returns the user's own images as a data set.
+
+  Args:
+    where: The file, folder or argument that they come from, for messages.
+    train: Their training examples.
+    test: Their test examples, or None.
+    class_names: Names of the classes, in label order.
+
+  Raises:
+    DatasetError: If there is one class only, or test images have another shape.
+  """
+  if len(class_names) < 2:
+    raise DatasetError(f'{where}: got {len(class_names)} class, want at least 2')
+  if test is not None and train.images.shape[1:] != test.images.shape[1:]:
+    raise DatasetError(
+      f'{where}: got test images of {_shape(test)}, want the {_shape(train)} of the'
+      ' training images'
+    )
+  _warn_of_plain_images(where, train.images)
+  return Source(train, test, class_names)
+
+
+def _warn_of_plain_images(where: object, images: np.ndarray) -> None:
+  """Warns if most images show nothing, as of 8-bit values in files of 16 bits."""
+  num_plain = sum(bool((image == image[0, 0]).all()) for image in images)
+  if 2 * num_plain > len(images):
+    logging.warning(
+      '%s: %d of %d training images have one colour only',
+      printable(where),
+      num_plain,
+      len(images),
+    )
+
+
+def _shape(examples: Examples) -> str:
+  return 'x'.join(map(str, examples.images.shape[1:]))
+
+
+def check_image_size(image_size: int | None) -> None:
+  """Raises DatasetError unless images can be resized to squares of this size."""
+  if image_size is not None and not MIN_SIZE <= image_size <= MAX_SIZE:
+    raise DatasetError(
+      f'dataset.image_size: got {image_size}, want {MIN_SIZE} to {MAX_SIZE} pixels'
+    )
 
 
 def check_shape(where: object, shape: Sequence[int]) -> None:

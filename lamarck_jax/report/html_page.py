@@ -82,18 +82,20 @@ def _is_whole(path: pathlib.Path) -> bool:
   return path.is_file() and path.read_bytes()[-len(_END) :] == _END
 
 
-def collect(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def collect(workdir: str | os.PathLike[str], served: bool = False) -> dict[str, Any]:
   """Returns the content of the report of a run or a study, ready for JSON.
 
   Args:
     workdir: A run directory, finished or not, or a study's directory.
+    served: Whether every run of a study that has begun has a page, made when it is
+      asked for, and not those alone whose report has been written.
 
   Raises:
     UserError: If it is neither.
   """
   path = pathlib.Path(workdir)
   if (path / 'study.json').exists():
-    return _collect_study(path)
+    return _collect_study(path, served)
   if (path / 'config.json').exists():
     return _collect_run(path)
   raise UserError(f'report: got {path}, want the directory of a run or a study')
@@ -167,12 +169,12 @@ def _collect_run(path: pathlib.Path) -> dict[str, Any]:
   }
 
 
-def _collect_study(path: pathlib.Path) -> dict[str, Any]:
+def _collect_study(path: pathlib.Path, served: bool) -> dict[str, Any]:
   # These import Matplotlib and SciPy, which the report of a run need not wait for.
   from lamarck_jax.study import figures, plots, tables
 
   study = results.collect(path)
-  runs = _list_runs(path, study)
+  runs = _list_runs(path, study, 'config.json' if served else FILE_NAME)
   return {
     'kind': 'study',
     'title': f'study {path.resolve().name}',
@@ -200,14 +202,19 @@ def _collect_study(path: pathlib.Path) -> dict[str, Any]:
   }
 
 
-def _list_runs(path: pathlib.Path, study: Study) -> list[dict[str, Any]]:
-  """Returns the runs of a study, finished or not, with links to their reports."""
+def _list_runs(path: pathlib.Path, study: Study, needed: str) -> list[dict[str, Any]]:
+  """Returns the runs of a study, finished or not, with links to their reports.
+
+  Args:
+    path: The study's directory.
+    needed: Name of the file without which a run's directory has no report.
+  """
   runs = []
   for setting in study.settings:
     finished = {run.seed: run for run in setting.runs}
     for seed in sorted({*finished, *setting.missing}):
       directory = pathlib.Path(setting.name, f'seed{seed}')
-      has_report = (path / directory / FILE_NAME).is_file()
+      has_report = (path / directory / needed).is_file()
       runs.append(
         {
           'setting': setting.name,

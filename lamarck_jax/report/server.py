@@ -5,6 +5,8 @@ import contextlib
 import functools
 import http.server
 import ipaddress
+import pathlib
+import re
 import signal
 import socket
 import time
@@ -15,13 +17,15 @@ from absl import logging
 
 from lamarck_jax.errors import UserError
 from lamarck_jax.report import html_page
+from lamarck_jax.study import checked_files
 
 MAX_CONNECTIONS = 16
 # A connection may take this many times as long as it may be silent.
 _DEADLINE = 6
 _REFRESH_SECONDS = {'run': 2, 'study': 30}
-_PAGES = ('/', f'/{html_page.FILE_NAME}')
-_DATA = '/data.json'
+# A page or its data, of the directory itself or of a run of a study.
+_PATH = re.compile(r'/(?:(?P<setting>[^/]+)/(?P<seed>seed-?\d+)/)?(?P<file>[^/]*)')
+_PAGES, _DATA = ('', html_page.FILE_NAME), 'data.json'
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -43,19 +47,31 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       # browser would then let it read the answer.
       self.send_error(403, 'not a name of this server')
       return
-    if self.path not in _PAGES and self.path != _DATA:
+    match = _PATH.fullmatch(self.path)
+    workdir = match and self._directory(match['setting'], match['seed'])
+    if not (match and workdir and match['file'] in (*_PAGES, _DATA)):
       self.send_error(404)
       return
     try:
-      content = html_page.collect(self._workdir)
+      content = html_page.collect(workdir, served=True)
     except UserError as error:
       self.send_error(503, 'not ready', str(error))
       return
     content['refresh_seconds'] = _REFRESH_SECONDS[content['kind']]
-    if self.path == _DATA:
+    if match['file'] == _DATA:
       self._answer('application/json', html_page.to_json(content))
     else:
       self._answer('text/html; charset=utf-8', html_page.render(content))
+
+  def _directory(self, setting: str | None, seed: str | None) -> pathlib.Path | None:
+    """Returns the directory, or that of a run in it; None if there is no such run."""
+    root = pathlib.Path(self._workdir)
+    if setting is None or seed is None:
+      return root
+    # A setting's name has no slash and begins with no dot, so this does not lead out.
+    run = root / setting / seed
+    is_run = checked_files.is_setting_name(setting) and (run / 'config.json').is_file()
+    return run if is_run else None
 
   def do_HEAD(self) -> None:
     self.do_GET()  # Which sends the header alone.

@@ -17,6 +17,7 @@ from typing import Any
 from lamarck_jax.data import datasets, fingerprint, own_images
 from lamarck_jax.data.datasets import Dataset
 from lamarck_jax.data.fingerprint import Fingerprint
+from lamarck_jax.data.source import Source
 from lamarck_jax.errors import DamagedError, UserError
 from lamarck_jax.run_directory import durable, weights
 
@@ -99,7 +100,9 @@ def write(folder: durable.Folder, record: DatasetRecord) -> None:
 
 
 def load(
-  section: Mapping[str, Any], workdir: str | os.PathLike[str]
+  section: Mapping[str, Any],
+  workdir: str | os.PathLike[str],
+  source: Source | None = None,
 ) -> tuple[Dataset, DatasetRecord]:
   """Reads the data set of a run; checks that it is the one the run was started with.
 
@@ -107,6 +110,7 @@ def load(
     section: `config.dataset`. Where a relative path leads nowhere from the current
       folder, it leads to where it led when the run was started.
     workdir: The run directory; it need not exist.
+    source: The data set, if the program has it as arrays.
 
   Returns:
     The data set, and its record.
@@ -117,7 +121,7 @@ def load(
   """
   recorded = read(workdir)
   section = _located(section, recorded)
-  dataset = datasets.load(**section)
+  dataset = datasets.load(**section, source=source)
   taken = DatasetRecord(
     recorded.as_typed if recorded else {field: section[field] for field in _PATHS},
     {field: _absolute(field, section[field]) for field in _PATHS},
@@ -146,7 +150,11 @@ def check(
   )
 
 
-def check_finished(section: Mapping[str, Any], workdir: str | os.PathLike[str]) -> None:
+def check_finished(
+  section: Mapping[str, Any],
+  workdir: str | os.PathLike[str],
+  source: Source | None = None,
+) -> None:
   """Checks the data set of a finished run if the configuration leads to other files.
 
   A finished run does without its data, so they are not read otherwise.
@@ -154,12 +162,13 @@ def check_finished(section: Mapping[str, Any], workdir: str | os.PathLike[str]) 
   Args:
     section: `config.dataset`.
     workdir: The run directory.
+    source: The data set, if the program has it as arrays; these are compared always.
 
   Raises:
     UserError: If the data set is another one, or cannot be read.
   """
-  if not _is_at_recorded_place(section, read(workdir)):
-    load(section, workdir)
+  if source or not _is_at_recorded_place(section, read(workdir)):
+    load(section, workdir, source)
 
 
 def needs_check(section: Mapping[str, Any], workdir: str | os.PathLike[str]) -> bool:

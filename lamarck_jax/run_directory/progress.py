@@ -1,7 +1,8 @@
 """What a search prints while it runs: a progress bar, or plain lines in a log."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
+import contextvars
 import sys
 import time
 from typing import Any, TextIO
@@ -9,6 +10,18 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from lamarck_jax.genotype import Genotype
+
+_is_quiet = contextvars.ContextVar('is_quiet', default=False)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Prints no progress of the searches that this thread runs inside."""
+  token = _is_quiet.set(True)
+  try:
+    yield
+  finally:
+    _is_quiet.reset(token)
 
 
 class _Output:
@@ -20,7 +33,7 @@ class _Output:
 
   def __init__(self, file: TextIO | None):
     """Takes a file, standard error by default."""
-    self._file = file or sys.stderr
+    self._file = None if _is_quiet.get() else file or sys.stderr
 
   def write(self, text: str) -> None:
     # Besides OSError: a closed file, and characters that its encoding has not.
@@ -37,6 +50,10 @@ class _Output:
     with contextlib.suppress(AttributeError, OSError, ValueError):
       return bool(self._file and self._file.isatty())
     return False
+
+  def shows_bars(self) -> bool:
+    """Returns whether a line can be overwritten, as on a terminal or in a notebook."""
+    return self.isatty() or type(self._file).__module__.startswith('ipykernel.')
 
   def __getattr__(self, name: str) -> Any:
     """Returns what else tqdm looks for, such as the encoding."""
@@ -67,7 +84,7 @@ def print_dataset(description: Mapping[str, Any], file: TextIO | None = None) ->
 
 
 class Progress:
-  """A progress bar on a terminal; elsewhere one plain line per evaluation."""
+  """A progress bar on a terminal or in a notebook; else one line per evaluation."""
 
   def __init__(
     self, budget_epochs: int, epochs_used: int = 0, file: TextIO | None = None
@@ -81,9 +98,11 @@ class Progress:
     """
     self._output = _Output(file)
     self._start = time.monotonic()
-    self._first_epoch = epochs_used
+    self._first_epoch = self._recorded = epochs_used
     self._bar = _bar('', budget_epochs, epochs_used, self._output)
     self._last = ''
+    self._names: dict[int, str] = {}  # Of the networks in training, by evaluation.
+    self._epochs: dict[int, int] = {}  # Of those that are not recorded.
 
   def __enter__(self) -> 'Progress':
     return self
@@ -92,17 +111,33 @@ class Progress:
     self._bar.close()
 
   def training(self, evaluation: int, genotype: Genotype) -> None:
-    """Shows which network is being trained."""
-    self._bar.set_description_str(f'#{evaluation} {genotype}  {self._last}')
+    """Shows a network among those in training, from its first epoch on."""
+    self._names[evaluation] = f'#{evaluation} {genotype}'
+    self._epochs[evaluation] = 0
+    self._show()
 
-  def epoch(self) -> None:
-    """Counts one epoch."""
-    self._bar.update()
+  def epoch(self, evaluation: int) -> None:
+    """Counts an epoch of a network in training."""
+    self._epochs[evaluation] += 1
+    self._show()
+
+  def trained(self, evaluation: int) -> None:
+    """Shows that a network is not in training any more; it waits to be recorded."""
+    del self._names[evaluation]
+    self._show()
+
+  def _show(self, otherwise: str = '') -> None:
+    """Shows the networks in training, or `otherwise`, and what was recorded last."""
+    names = ', '.join(self._names.values()) or otherwise
+    self._bar.set_description_str(f'{names}  {self._last}', refresh=False)
+    epochs = self._recorded + sum(self._epochs.values())
+    self._bar.update(epochs - self._bar.n)
+    self._bar.refresh()
 
   def evaluated(
     self, event: dict[str, Any], genotype: Genotype, images_per_second: float
   ) -> None:
-    """Shows the outcome of an evaluation.
+    """Shows the outcome of an evaluation, which is not in training any more.
 
     Args:
       event: Its event, as recorded.
@@ -113,14 +148,18 @@ class Progress:
       f'fitness {event["fitness"]:.4f}  best {event["best_fitness"]:.4f}'
       f'  {images_per_second:,.0f} images/s'
     )
-    self._bar.set_description_str(f'#{event["evaluation"]} {genotype}  {self._last}')
+    evaluation = event['evaluation']
+    self._names.pop(evaluation, None)
+    self._epochs.pop(evaluation, None)
+    self._recorded = epochs_used = event['epochs_used']
+    self._show(f'#{evaluation} {genotype}')
     if self._bar.disable:
-      epochs_used, budget = event['epochs_used'], self._bar.total
+      budget = self._bar.total
       # Epochs before the search was resumed took none of this process's time.
       rate = (epochs_used - self._first_epoch) / (time.monotonic() - self._start)
       left = tqdm.format_interval(max(budget - epochs_used, 0) / rate)
       self._output.print(
-        f'epoch {epochs_used}/{budget}  evaluation {event["evaluation"]}'
+        f'epoch {epochs_used}/{budget}  evaluation {evaluation}'
         f'  {genotype}  {self._last}  {left} left'
       )
 
@@ -179,7 +218,7 @@ def _bar(name: str, total: int, initial: int, output: _Output) -> tqdm:
     total=total,
     initial=initial,
     file=output,
-    disable=not output.isatty(),
+    disable=not output.shows_bars(),
     bar_format=name + '{n_fmt}/{total_fmt} epochs {bar:10} {remaining} left  {desc}',
     dynamic_ncols=True,
   )

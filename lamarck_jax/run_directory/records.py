@@ -6,6 +6,7 @@
   completed/        one JSON object per individual trained to completion
   dataset.json      the data set, with a fingerprint that every start compares
   environment.json  the data set, and the machine of each start of the search
+  init_from.*       the network that the search started from, if it was given one
   result.json       the outcome, once there is one
 
 Weights are on disk before the event that names them. Every file but events.jsonl is
@@ -29,11 +30,13 @@ from lamarck_jax.run_directory import (
   digests,
   durable,
   events,
+  initial_network,
   reading,
   set_aside,
   weights,
 )
 from lamarck_jax.run_directory.dataset_record import DatasetRecord
+from lamarck_jax.run_directory.initial_network import InitialNetwork
 from lamarck_jax.run_directory.reading import (
   FORMAT_VERSION,
   check,
@@ -169,6 +172,11 @@ class RunDirectory:
       if not self._is_needed(name, evaluations):
         self._weights.remove(name)
 
+  def networks(self) -> list[int]:
+    """Returns the evaluations of which there are weights, ascending."""
+    parsed = map(weights.parse_file_name, self._weights.names())
+    return sorted({p[0] for p in parsed if p and p[1] != 'completing'})
+
   def write_completing(self, evaluation: int, state: Mapping[str, Any]) -> None:
     """Writes the training state of an individual's completion, a tree of arrays."""
     name = weights.file_name(evaluation, 'completing')
@@ -240,6 +248,20 @@ class RunDirectory:
       dataset_record.write(self._folder, record)
     else:
       dataset_record.check(self.path, recorded, record)
+
+  def write_initial(
+    self, network: InitialNetwork, variables: Mapping[str, Any]
+  ) -> None:
+    """Records the network that the search starts from, and its weights."""
+    initial_network.write(self._folder, network, variables)
+
+  def read_initial_weights(self, network: InitialNetwork) -> dict[str, Any]:
+    """Returns the weights of the network that the search starts from.
+
+    Raises:
+      DamagedError: If they are missing, damaged, or another network's.
+    """
+    return initial_network.read_weights(self._folder, network)
 
   def write_start(self, dataset: Mapping[str, Any], start: Mapping[str, Any]) -> None:
     """Records a start of the search.

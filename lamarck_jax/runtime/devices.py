@@ -73,7 +73,9 @@ def num_cores() -> int:
   return min(count, int(limit))
 
 
-def configure_cpu_devices(batch_size: int, image_size: int | None = None) -> None:
+def configure_cpu_devices(
+  batch_size: int, image_size: int | None = None, num_devices: int | None = None
+) -> None:
   """Sets the number of JAX's CPU devices and of XLA's threads.
 
   Each core becomes a device that takes a part of every batch: most matrix products of
@@ -86,11 +88,13 @@ def configure_cpu_devices(batch_size: int, image_size: int | None = None) -> Non
   Args:
     batch_size: Examples per batch.
     image_size: Height and width of the images in pixels; None if not known yet.
+    num_devices: Number of devices and of threads, whatever the cores, on which results
+      must not depend; None: one per core. It is not used where there is a GPU.
   """
   count = num_cores()
   small = image_size is not None and sharding.max_shards(batch_size, image_size**2) == 1
-  if small and not available_gpus():
-    count = 1
+  if not available_gpus():
+    count = 1 if small else num_devices or count
   os.environ[_NUM_THREADS] = str(count)
   try:
     # Even if it is one: XLA_FLAGS or JAX_NUM_CPU_DEVICES may ask for more.

@@ -58,7 +58,12 @@ def configure(config: config_dict.ConfigDict, xla_cache_dir: str | None = None) 
     # What was imported stays; full collections need not look through it each time.
     gc.freeze()
   allocator.keep_freed_memory(largest_activations(config))
-  devices.configure_cpu_devices(config.batch_size, _image_size(config))
+  is_population = config.algorithm == 'population'
+  devices.configure_cpu_devices(
+    config.batch_size,
+    _image_size(config),
+    config.population.cores_per_child if is_population else None,
+  )
   compilation_cache.enable(xla_cache_dir)
   if devices.available_gpus():
     # The data can be read meanwhile; `search.run` waits for it.

@@ -10,7 +10,7 @@ import re
 from typing import Any, NamedTuple
 
 from lamarck_jax.errors import DamagedError, UserError
-from lamarck_jax.run_directory import durable, records
+from lamarck_jax.run_directory import digests, durable, records
 
 # A setting's name is a folder's, and part of links. `--settings` takes no dots, but
 # there are studies with some.
@@ -158,6 +158,7 @@ _EVENT = {
   'fitness': _ACCURACY,
   'fitness_at_birth': _OPTIONAL_ACCURACY,
   'best_fitness': _ACCURACY,
+  'best': Field('an evaluation, or null', or_none(is_count), required=False),
   'accepted': Field('true or false', lambda value: type(value) is bool),
   'failure': Field('text or null', or_none(is_text), required=False),
   'epochs_used': _COUNT,
@@ -238,6 +239,11 @@ def read_events(path: pathlib.Path) -> list[dict[str, Any]]:
     parent = max(
       [-1 if event['parent'] is None else event['parent'], *event.get('parents', [])]
     )
+    if (event.get('best') or 0) > number:
+      raise DamagedError(
+        f'best: got {event["best"]} of evaluation {number} in {path / "events.jsonl"},'
+        ' want it or an earlier one'
+      )
     if parent >= number:
       raise DamagedError(
         f'parent: got {parent} of evaluation {number} in {path / "events.jsonl"}, want'
@@ -323,19 +329,20 @@ _RESULTS = {
 }
 
 
-def read_plan(path: pathlib.Path) -> dict[str, Any]:
+def read_plan(path: pathlib.Path, version: int) -> dict[str, Any]:
   """Returns the plan of a study: `runs`, and `failures` by `<setting>/seed<k>`.
 
   No run is in it twice.
 
   Args:
     path: Its study.json.
+    version: The latest format version that it may have.
 
   Raises:
-    UserError: If there is none, or it is damaged.
+    UserError: If there is none, or it is damaged or of a later format version.
   """
   try:
-    plan = _read_object(path)
+    plan = _read_sealed(path, version)
     check(path, plan, _PLAN)
   except UserError as error:
     raise UserError(f'study: got {path}, want the plan of a study: {error}') from error
@@ -350,28 +357,36 @@ def read_results(path: pathlib.Path, version: int) -> dict[str, Any]:
 
   Args:
     path: Its results.json.
-    version: The format version that it must have, which the content is without.
+    version: The latest format version that it may have.
 
   Raises:
-    UserError: If there is none, or it is damaged or of another format version.
+    UserError: If there is none, or it is damaged or of a later format version.
   """
   try:
-    content = _read_object(path)
-    check(path, content, {'format_version': _COUNT})
-    written = content.pop('format_version')
-    if written == version:
-      check(path, content, _RESULTS)
+    content = _read_sealed(path, version)
+    check(path, content, _RESULTS)
   except UserError as error:
     raise UserError(
       f'results: got {path}, want a study or its results.json: {error}'
     ) from error
-  if written != version:
-    raise UserError(f'results: got format version {written} of {path}, want {version}')
   return content
 
 
-def _read_object(path: pathlib.Path) -> dict[str, Any]:
+def _read_sealed(path: pathlib.Path, version: int) -> dict[str, Any]:
+  """Returns a JSON object without its digest and its format version.
+
+  Raises:
+    UserError: If it is not as it was written, or of a later format version.
+  """
   content = durable.read_json(path)
   if content is None:
     raise UserError(f'file: got no {path}, want one')
+  check(path, content, {'format_version': _COUNT})
+  if content['format_version'] != 1 or digests.OWN in content:  # 1 had no digest.
+    content = digests.unsealed(path, content, {})
+  written = content.pop('format_version')
+  if written > version:
+    raise UserError(
+      f'format_version: got {written} in {path}, want {version} or an earlier one'
+    )
   return content

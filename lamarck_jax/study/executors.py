@@ -11,23 +11,20 @@ import contextlib
 import dataclasses
 import functools
 import json
-import logging
 import multiprocessing
 import os
 import pathlib
-import signal
-import socket
 import sys
-import threading
 import traceback
 from typing import Protocol, TextIO
 
 from ml_collections import config_dict
 
+from lamarck_jax.data import files
 from lamarck_jax.errors import StorageError, UserError
 from lamarck_jax.run_directory import durable
-from lamarck_jax.runtime import devices
-from lamarck_jax.study import checked_files, gpu_sharing
+from lamarck_jax.runtime import devices, gpu_sharing, ray_cluster, worker_processes
+from lamarck_jax.study import checked_files
 
 # None, or why a run failed; an exception if its process died.
 Outcome = concurrent.futures.Future[str | None]
@@ -112,7 +109,11 @@ def perform(task: Task) -> str | None:
   Returns:
     None, or why the search failed, in one line.
   """
-  with task.log.open('a') as log, _redirected(log):
+  try:
+    opened = _open_log(task.log)
+  except OSError as error:
+    return f'log: got {task.log}, want a file to append to: {error.strerror}'
+  with opened as log, _redirected(log):
     try:
       # These import JAX, which must find the environment that the worker was given.
       from lamarck_jax import search
@@ -131,6 +132,22 @@ def perform(task: Task) -> str | None:
   return None
 
 
+def _open_log(path: pathlib.Path) -> TextIO:
+  """Opens a log for appending; a pipe would wait for a reader.
+
+  Raises:
+    OSError: If it cannot be opened, or is no regular file.
+  """
+  flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+  descriptor = os.open(path, flags, 0o666)
+  try:
+    files.check_regular(path, os.fstat(descriptor))
+    return open(descriptor, 'a')
+  except BaseException:
+    os.close(descriptor)
+    raise
+
+
 @contextlib.contextmanager
 def _redirected(file: TextIO) -> Iterator[None]:
   """Redirects standard output and error to a file, for native libraries too."""
@@ -147,32 +164,6 @@ def _redirected(file: TextIO) -> Iterator[None]:
     for copy, number in zip(saved, (1, 2)):
       os.dup2(copy, number)
       os.close(copy)
-
-
-def worker_resources(
-  num_workers: int, cores: Sequence[int], gpus: Sequence[str]
-) -> list[tuple[list[int], dict[str, str]]]:
-  """Divides the cores and GPUs of a machine among workers.
-
-  Args:
-    num_workers: Number of workers.
-    cores: Numbers of the available cores.
-    gpus: Identifiers of the available GPUs, as CUDA_VISIBLE_DEVICES takes them.
-
-  Returns:
-    For each worker its cores, and the environment variables that give it a GPU.
-  """
-  cores_per_worker = max(1, len(cores) // num_workers)
-  workers = []
-  for worker in range(num_workers):
-    environment = {}
-    if gpus:
-      workers_per_gpu = -(-num_workers // len(gpus))
-      environment['CUDA_VISIBLE_DEVICES'] = gpus[worker % len(gpus)]
-      environment |= gpu_sharing.memory_share(workers_per_gpu)
-    first = worker * len(cores) // num_workers
-    workers.append((list(cores[first : first + cores_per_worker]), environment))
-  return workers
 
 
 class LocalExecutor:
@@ -198,7 +189,7 @@ class LocalExecutor:
         activation_bytes, devices.gpu_memory(gpus), len(cores) // len(gpus)
       )
     self.num_workers = num_workers or len(cores)
-    self._resources = worker_resources(self.num_workers, cores, gpus)
+    self._resources = worker_processes.resources(self.num_workers, cores, gpus)
     self._pools: list[concurrent.futures.ProcessPoolExecutor | None]
     self._pools = [None] * self.num_workers
     self._busy: dict[Outcome, int] = {}
@@ -235,33 +226,9 @@ class LocalExecutor:
 
 def _initialise_worker(cores: Sequence[int], environment: Mapping[str, str]) -> None:
   """Confines a worker to its cores and GPU, before JAX initialises."""
-  os.environ.update(environment)
+  worker_processes.initialise(environment)
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, cores)
-  # Both reach the whole process group; the parent decides what ends.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C.
-  signal.signal(signal.SIGHUP, signal.SIG_IGN)  # A closed terminal.
-  parent = multiprocessing.parent_process()
-  assert parent is not None
-
-  def end_with_parent() -> None:
-    parent.join()
-    os._exit(1)
-
-  threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def ray_environment(cpus_per_run: float, gpus_per_run: float) -> dict[str, str]:
-  """Returns the environment variables of a run on Ray, which chooses cores and GPU.
-
-  Args:
-    cpus_per_run: CPUs that it asks for.
-    gpus_per_run: GPUs that it asks for; below 1 it shares one with other runs.
-  """
-  environment = {'PJRT_NPROC': str(max(1, int(cpus_per_run)))}
-  if 0 < gpus_per_run < 1:
-    environment |= gpu_sharing.memory_share(1 / gpus_per_run)
-  return environment
 
 
 class RayExecutor:
@@ -296,43 +263,16 @@ class RayExecutor:
     Raises:
       UserError: If Ray is not installed, or the cluster cannot be reached.
     """
-    try:
-      import ray
-    except ImportError as error:
-      raise UserError(
-        "engine: got 'ray', want Ray installed (pip install 'lamarck-jax[ray]')"
-      ) from error
-    self._ray = ray
+    needed = {'CPU': cpus_per_run, 'GPU': gpus_per_run}
+    self._ray = ray = ray_cluster.join(address, needed, 'a run')
     self.num_workers = num_workers or 2**31
-    try:
-      if address and ':' in address:  # Ray would retry for minutes.
-        host, _, port = address.removeprefix('ray://').rpartition(':')
-        socket.create_connection((host, int(port)), timeout=10).close()
-      ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, OSError, ValueError) as error:
-      raise UserError(
-        f'ray_address: got {address!r}, want that of a running cluster: {error}'
-      ) from error
-    self._warn_if_scarce({'CPU': cpus_per_run, 'GPU': gpus_per_run})
     self._perform = ray.remote(
       num_cpus=cpus_per_run,
       num_gpus=gpus_per_run,
       max_calls=1,  # A process per run, since its settings hold for the process.
       max_retries=0,  # The runner retries, and counts.
-      runtime_env={'env_vars': ray_environment(cpus_per_run, gpus_per_run)},
+      runtime_env={'env_vars': ray_cluster.environment(cpus_per_run, gpus_per_run)},
     )(perform)
-
-  def _warn_if_scarce(self, needed_per_run: Mapping[str, float]) -> None:
-    # Only a warning: nodes may still join the cluster.
-    for resource, needed in needed_per_run.items():
-      available = self._ray.cluster_resources().get(resource, 0)
-      if available < needed:
-        logging.warning(
-          'a run asks for %g %s, but the cluster has %g now',
-          needed,
-          resource,
-          available,
-        )
 
   def submit(self, task: Task) -> Outcome:
     """Submits a run to Ray; returns a future of `perform`'s result."""

@@ -15,10 +15,11 @@ from absl import logging
 
 from lamarck_jax import config as config_lib
 from lamarck_jax.errors import DamagedError, UserError
-from lamarck_jax.run_directory import durable, set_aside
+from lamarck_jax.run_directory import digests, durable, set_aside
 from lamarck_jax.study import checked_files
 
-FORMAT_VERSION = 1
+# Of study.json and results.json; since 2 they have a digest.
+FORMAT_VERSION = 2
 _NOT_FINISHED = 'not finished'
 
 
@@ -135,10 +136,9 @@ def write_plan(
     StorageError: If the plan cannot be written.
   """
   path = root / 'study.json'
-  known = checked_files.read_plan(path)['runs'] if path.exists() else []
+  known = checked_files.read_plan(path, FORMAT_VERSION)['runs'] if path.exists() else []
   known += [list(run) for run in runs if list(run) not in known]
-  content = {'format_version': FORMAT_VERSION, 'runs': known}
-  _write(path, json.dumps({**content, 'failures': dict(failures or {})}, indent=1))
+  _write(path, {'runs': known, 'failures': dict(failures or {})}, indent=1)
 
 
 def collect(root: pathlib.Path) -> Study:
@@ -152,7 +152,7 @@ def collect(root: pathlib.Path) -> Study:
   Raises:
     UserError: If the plan is damaged, or no run that can be read has been started.
   """
-  plan = checked_files.read_plan(root / 'study.json')
+  plan = checked_files.read_plan(root / 'study.json', FORMAT_VERSION)
   runs: dict[str, list[Run]] = {}
   missing: dict[str, dict[int, str]] = {}
   configs: dict[str, dict[str, Any]] = {}
@@ -250,7 +250,9 @@ def _read_run(path: pathlib.Path, seed: int) -> Run | None:
   best_num_blocks: list[int] = []
   best = -1.0
   for event in events:
-    if event['best_fitness'] > best:
+    if event.get('best') is not None:  # With parsimony it may be less fit than others.
+      best_num_blocks.append(len(events[event['best']]['genotype']))
+    elif event['best_fitness'] > best:
       best = event['best_fitness']
       best_num_blocks.append(len(event['genotype']))
     else:
@@ -282,9 +284,7 @@ def write(study: Study, path: str | os.PathLike[str]) -> None:
   path = pathlib.Path(path)
   if path.exists() and _has_other_runs(path, study):
     set_aside.file(durable.Folder.open(path.parent), path.name)
-  content = {'format_version': FORMAT_VERSION, **dataclasses.asdict(study)}
-  text = json.dumps(content).replace('{"seed"', '\n{"seed"')
-  _write(path, text)
+  _write(path, dataclasses.asdict(study))
 
 
 def _has_other_runs(path: pathlib.Path, study: Study) -> bool:
@@ -345,5 +345,9 @@ def _study_from_json(content: dict[str, Any]) -> Study:
   return Study(**content, checkpoint_epochs=checkpoints, settings=tuple(settings))
 
 
-def _write(path: pathlib.Path, text: str) -> None:
+def _write(
+  path: pathlib.Path, content: dict[str, Any], indent: int | None = None
+) -> None:
+  sealed = digests.sealed({'format_version': FORMAT_VERSION, **content}, {})
+  text = json.dumps(sealed, indent=indent).replace('{"seed"', '\n{"seed"')
   durable.write(path, (text + '\n').encode())

@@ -14,6 +14,7 @@ from ml_collections import config_dict, config_flags
 from tqdm import tqdm
 
 from lamarck_jax import config as config_lib
+from lamarck_jax import warm_start
 from lamarck_jax.errors import UserError
 from lamarck_jax.run_directory import dataset_record, lock, records
 from lamarck_jax.study import checked_files
@@ -136,11 +137,14 @@ def make_tasks(
       config_lib.validate(config)
       # A worker of another node has another current directory.
       config.dataset.update(dataset_record.with_absolute_paths(config.dataset))
+      config.init_from = warm_start.with_absolute_path(config.init_from)
       path = root / setting / f'seed{config.seed}'
       log = root / 'logs' / f'{setting}-seed{config.seed}.log'
       tasks.append(Task(setting, config.seed, config, path, log, xla_cache_dir))
   config_lib.check_typed([task.config for task in tasks], overrides)
   for task in tasks:
+    if not (task.workdir / 'config.json').exists():
+      warm_start.load(task.config, task.workdir)  # A run that has begun has a copy.
     if not _is_damaged(task.workdir):
       records.check(task.workdir, task.config.to_dict())
   return tasks

@@ -5,12 +5,14 @@ import socket
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import pytest
 
 from lamarck_jax.errors import UserError
 from lamarck_jax.report import server
+from lamarck_jax.study import results
 from tests.report.conftest import data_of, serving, write_search
 
 
@@ -26,6 +28,34 @@ def test_the_server_shows_the_present_state_and_no_other_file(tmp_path):
     for path in ('/config.json', '/../../etc/passwd'):
       with pytest.raises(urllib.error.HTTPError, match='404'):
         urllib.request.urlopen(url + path)
+
+
+def test_a_served_study_has_the_pages_of_its_runs(tmp_path):
+  for seed, finished in ((1, True), (2, False)):
+    path = tmp_path / 'lamarckian' / f'seed{seed}'
+    write_search(path, 6, finished, setting='lamarckian', seed=seed)
+  results.write_plan(tmp_path, [('lamarckian', seed) for seed in (1, 2, 3)])
+  with serving(tmp_path) as url:
+    with urllib.request.urlopen(f'{url}/') as response:
+      links = [run['link'] for run in data_of(response.read().decode())['runs']]
+    # The third has not begun.
+    assert links == [f'./lamarckian/seed{seed}/report.html' for seed in (1, 2)] + [None]
+    for link in links[:2]:
+      with urllib.request.urlopen(urllib.parse.urljoin(f'{url}/', link)) as response:
+        assert data_of(response.read().decode())['kind'] == 'run'
+      # The page asks for its data anew, beside itself.
+      beside = urllib.parse.urljoin(url, link.replace('report.html', 'data.json'))
+      with urllib.request.urlopen(beside) as response:
+        assert len(json.load(response)['events']) == 6
+    for path in (
+      '/lamarckian/seed3/',
+      '/lamarckian/seed1/config.json',
+      '/../seed1/',
+      '/%2e%2e/seed1/',
+      '/lamarckian/seed1/../../../',
+      '/lamarckian/',
+    ):
+      assert request(url, path=path)[0] == 404, path
 
 
 def test_a_port_in_use_is_refused(tmp_path):

@@ -38,7 +38,7 @@ def _clock(monkeypatch):
 def _evaluate(bar: progress.Progress, event: dict, speed: float = 1234.5) -> None:
   bar.training(event['evaluation'], _GENOTYPE)
   for _ in range(4):
-    bar.epoch()
+    bar.epoch(event['evaluation'])
   bar.evaluated(event, _GENOTYPE, speed)
 
 
@@ -170,3 +170,25 @@ def _show_everything(file, clock) -> None:
   with progress.CompletionProgress(3, _GENOTYPE, 2, file=file) as bar:
     bar.epoch()
     bar.tested({'validation_accuracy': 0.5, 'test_accuracy': 0.5})
+
+
+def test_a_notebook_has_the_bar_of_a_terminal():
+  class OutStream(io.StringIO):
+    """As a notebook's kernel has it: no terminal, but a line can be overwritten."""
+
+    __module__ = 'ipykernel.iostream'
+
+  file = OutStream()
+  with progress.Progress(64, file=file) as bar:
+    _evaluate(bar, _event(0, 4, 0.5, 0.5))
+  assert file.getvalue().count('\r') > 1
+  assert '4/64 epochs' in file.getvalue()
+
+
+def test_inside_quiet_nothing_is_printed(capsys):
+  with progress.quiet(), progress.Progress(64) as bar:
+    _evaluate(bar, _event(0, 4, 0.5, 0.5))
+  assert capsys.readouterr().err == ''
+  with progress.Progress(64) as bar:
+    _evaluate(bar, _event(0, 4, 0.5, 0.5))
+  assert 'epoch 4/64' in capsys.readouterr().err

@@ -35,6 +35,23 @@ def test_small_batches_get_a_single_thread(
 
 
 @pytest.mark.parametrize(
+  ('cores', 'batch_size', 'gpus', 'expected'),
+  [(1, 128, [], 2), (3, 128, [], 2), (3, 32, [], 1), (3, 128, ['0'], 3)],
+)
+def test_a_number_of_devices_that_is_given_does_not_depend_on_the_cores(
+  monkeypatch, cores, batch_size, gpus, expected
+):
+  monkeypatch.setattr(devices, 'num_cores', lambda: cores)
+  monkeypatch.setattr(devices, 'available_gpus', lambda: gpus)
+  monkeypatch.setenv('PJRT_NPROC', 'unset')
+  updates = {}
+  monkeypatch.setattr(jax.config, 'update', updates.__setitem__)
+  devices.configure_cpu_devices(batch_size, 8, num_devices=2)
+  assert updates == {'jax_num_cpu_devices': expected}
+  assert os.environ['PJRT_NPROC'] == f'{expected}'
+
+
+@pytest.mark.parametrize(
   ('plugins', 'environment', 'expected'),
   [
     ([], {'CUDA_VISIBLE_DEVICES': '3,5'}, []),

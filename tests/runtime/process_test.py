@@ -34,15 +34,15 @@ def test_memory_and_devices_depend_on_the_size_of_the_images(calls, tiny_config)
   process.configure(tiny_config, 'cache')
   assert calls == [
     ('keep_freed_memory', None),
-    ('configure_cpu_devices', 32, None),
+    ('configure_cpu_devices', 32, None, None),
     ('enable', 'cache'),
     ('check_platform',),
     ('keep_freed_memory', 32 * 16 * 16 * 8 * 4),
-    ('configure_cpu_devices', 32, 16),
+    ('configure_cpu_devices', 32, 16, None),
     ('enable', 'cache'),
     ('check_platform',),
     ('keep_freed_memory', 32 * 8 * 8 * 8 * 4),
-    ('configure_cpu_devices', 32, 8),
+    ('configure_cpu_devices', 32, 8, None),
     ('enable', 'cache'),
     ('check_platform',),
   ]

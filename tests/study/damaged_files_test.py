@@ -113,7 +113,7 @@ def test_a_damaged_file_of_a_study_is_refused_in_one_line(
 def test_a_run_planned_twice_counts_once(study_directory):
   path = study_directory / 'study.json'
   plan = json.loads(path.read_text())
-  path.write_text(json.dumps({**plan, 'runs': plan['runs'] * 2}))
+  path.write_text(json.dumps(damages.resealed({**plan, 'runs': plan['runs'] * 2})))
   assert [len(setting.runs) for setting in results.load(study_directory).settings] == [
     3,
     3,
@@ -126,7 +126,7 @@ def test_reasons_and_names_do_not_control_the_terminal_latex_or_markdown(
   plan = json.loads((study_directory / 'study.json').read_text())
   plan['runs'].append(['lamarckian', 4])
   plan['failures'] = {'lamarckian/seed4': 'a\x1b[2J\nb'}
-  (study_directory / 'study.json').write_text(json.dumps(plan))
+  (study_directory / 'study.json').write_text(json.dumps(damages.resealed(plan)))
   for path in study_directory.glob('*/seed*/config.json'):
     config = json.loads(path.read_text())
     config['config']['dataset']['name'] = '\\input{x}|y'
@@ -198,7 +198,8 @@ def test_any_plan_and_any_results_are_read_or_refused(
       (root / name).symlink_to(whole_study / name)
     path = root / 'study.json'
     shutil.copyfile(whole_study / 'study.json', path)
-  path.write_text(json.dumps(data.draw(damages.mutated(json.loads(path.read_text())))))
+  content = damages.resealed(data.draw(damages.mutated(json.loads(path.read_text()))))
+  path.write_text(json.dumps(content))
   try:
     use(results.load(root))
   except UserError as error:

@@ -2,23 +2,30 @@ import pytest
 
 from lamarck_jax import config as config_lib
 from lamarck_jax.errors import UserError
-from lamarck_jax.runtime import devices, process
-from lamarck_jax.study import executors, gpu_sharing
+from lamarck_jax.runtime import (
+  devices,
+  gpu_sharing,
+  process,
+  ray_cluster,
+  worker_processes,
+)
+from lamarck_jax.study import executors
+from tests import damages
 
 
 def test_every_worker_has_cores_of_its_own():
   cores = [0, 1, 2, 3, 4, 5]
-  workers = executors.worker_resources(3, cores, gpus=[])
+  workers = worker_processes.resources(3, cores, gpus=[])
   assert workers == [([0, 1], {}), ([2, 3], {}), ([4, 5], {})]
 
 
 def test_workers_share_cores_only_if_there_are_too_few():
-  workers = executors.worker_resources(8, [0, 1, 2, 3, 4, 5], gpus=[])
+  workers = worker_processes.resources(8, [0, 1, 2, 3, 4, 5], gpus=[])
   assert [len(cores) for cores, _ in workers] == [1] * 8
 
 
 def test_workers_take_gpus_in_turn_and_share_their_memory():
-  workers = executors.worker_resources(4, [0, 1, 2, 3], gpus=['3', '5'])
+  workers = worker_processes.resources(4, [0, 1, 2, 3], gpus=['3', '5'])
   gpus = [environment['CUDA_VISIBLE_DEVICES'] for _, environment in workers]
   assert gpus == ['3', '5', '3', '5']
   fractions = {env['XLA_PYTHON_CLIENT_MEM_FRACTION'] for _, env in workers}
@@ -56,12 +63,12 @@ def test_a_gpu_is_not_shared_where_the_need_or_the_memory_is_unknown():
 
 
 def test_runs_on_ray_that_share_a_gpu_share_its_memory():
-  assert executors.ray_environment(2, 0.25) == {
+  assert ray_cluster.environment(2, 0.25) == {
     'PJRT_NPROC': '2',
     'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.188',
   }
   for gpus in (0, 1, 2):  # Without a GPU, or with GPUs of its own.
-    assert executors.ray_environment(0.5, gpus) == {'PJRT_NPROC': '1'}
+    assert ray_cluster.environment(0.5, gpus) == {'PJRT_NPROC': '1'}
 
 
 def test_without_a_gpu_there_is_a_worker_per_core():
@@ -84,3 +91,16 @@ def test_a_ray_cluster_that_cannot_be_reached_is_refused_at_once():
   pytest.importorskip('ray')
   with pytest.raises(UserError, match='ray_address'):
     executors.RayExecutor('127.0.0.1:1')
+
+
+@pytest.mark.parametrize('damage', [damages.pipe, damages.directory])
+def test_a_log_that_is_no_file_is_named_and_nothing_waits(tmp_path, damage):
+  path = tmp_path / 'run.log'
+  path.touch()
+  damage(path, path)
+  config = config_lib.get_config()
+  task = executors.Task('lamarckian', 1, config, tmp_path / 'run', path, None)
+  why = executors.perform(task)
+  assert why is not None
+  assert why.startswith(f'log: got {path}, want a file to append to: ')
+  assert not (tmp_path / 'run').exists()

@@ -5,6 +5,7 @@ import pytest
 
 from lamarck_jax.errors import UserError
 from lamarck_jax.study import results
+from tests import damages
 
 
 def test_results_come_back_as_they_were_written(study, tmp_path):
@@ -25,8 +26,10 @@ def test_training_accuracies_come_back_and_may_be_missing(study, tmp_path):
   assert first.training_accuracies(12) == [0.9]
   assert first.training_accuracies(4) == []
 
-  # As it was written before there were any.
+  # As it was written before there were any, and no digest.
   content = json.loads((tmp_path / 'results.json').read_text())
+  content['format_version'] = 1
+  del content['sha256']
   for setting in content['settings']:
     for run in setting['runs']:
       del run['training_accuracy']
@@ -61,7 +64,7 @@ def test_a_checkpoint_has_no_accuracy_of_a_run_that_skipped_it(study, make_run):
 )
 def test_a_file_that_is_not_results_is_refused(tmp_path, content):
   (tmp_path / 'results.json').write_text(content)
-  with pytest.raises(UserError, match=r'want a study|format version 2'):
+  with pytest.raises(UserError, match='want a study'):
     results.load(tmp_path)
 
 
@@ -84,7 +87,9 @@ def test_a_study_that_never_ran_is_refused(tmp_path):
     results.load(tmp_path)
 
 
-@pytest.mark.parametrize('content', ['', '[]', '{"runs": 1, "failures": {}}'])
+@pytest.mark.parametrize(
+  'content', ['', '[]', '{"format_version": 1, "runs": 1, "failures": {}}']
+)
 def test_a_damaged_plan_is_refused(tmp_path, content):
   (tmp_path / 'study.json').write_text(content)
   with pytest.raises(UserError, match='want the plan of a study'):
@@ -106,3 +111,28 @@ def test_results_of_runs_that_are_gone_are_kept_under_another_name(study, tmp_pa
   path.write_text('damaged')
   results.write(study, path)
   assert (tmp_path / 'results.json.old-2').read_text() == 'damaged'
+
+
+@pytest.mark.parametrize('name', ['study.json', 'results.json'])
+def test_a_file_of_a_later_format_is_refused_by_its_version(study, tmp_path, name):
+  results.write(study, tmp_path / 'results.json')
+  if name == 'study.json':
+    results.write_plan(tmp_path, [('a', 0)])
+  content = {**json.loads((tmp_path / name).read_text()), 'format_version': 3}
+  (tmp_path / name).write_text(json.dumps(damages.resealed(content)))
+  with pytest.raises(UserError, match=f'format_version: got 3 in .*{name}, want 2 or'):
+    results.load(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['study.json', 'results.json'])
+def test_a_number_that_has_changed_is_noticed(study, tmp_path, name):
+  results.write(study, tmp_path / 'results.json')
+  if name == 'study.json':
+    results.write_plan(tmp_path, [('a', 4)])
+  path = tmp_path / name
+  text = path.read_text()
+  changed = text.replace('4', '0', 1)
+  assert changed != text
+  path.write_text(changed)
+  with pytest.raises(UserError, match=r'sha256: got .* as written'):
+    results.load(tmp_path)

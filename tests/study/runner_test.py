@@ -423,6 +423,21 @@ def test_a_variant_that_is_none_is_refused(tmp_path, text, wanted):
   assert wanted in str(error.value)
 
 
+def test_a_study_starts_from_a_network_in_every_setting(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match=r'config\.init_from: got .*nowhere'):
+    make_tasks(tmp_path, '', settings=('lamarckian',), init_from='nowhere')
+  tasks = make_tasks(
+    tmp_path,
+    '',
+    settings=('lamarckian', 'baseline_1', 'random_search', 'w=net2net+init_from=8c1'),
+    num_seeds=1,
+    init_from='4c3 8c3s2',
+  )
+  starts = [task.config.init_from for task in tasks]
+  assert starts == ['4c3 8c3s2', '4c3 8c3s2', '4c3 8c3s2', '8c1']
+
+
 def test_two_settings_of_one_name_are_refused(tmp_path):
   with pytest.raises(UserError, match="got 'lamarckian' twice"):
     make_tasks(tmp_path, '', settings=('lamarckian', 'lamarckian'), num_seeds=1)

@@ -346,6 +346,9 @@ class Search {
 }
 
 function bestEvent(events) {
+  // With parsimony it need not be the fittest.
+  const {best: selected} = events[events.length - 1];
+  if (Number.isInteger(selected)) return selected;
   return events.reduce((best, event, index) => (event.fitness > events[best].fitness ? index : best), 0);
 }
 

@@ -5,6 +5,8 @@ more slowly than the GPU runs them. So several of them run on one GPU at a time,
 a process of its own.
 """
 
+import os
+
 # A step of a search whose largest activations have this size keeps a GPU as busy as the
 # host: the model of `docs/performance.md` gives 2 ms for a typical network of five
 # blocks, with activations of half this size, on an H200; starting its programs takes 1
@@ -41,6 +43,15 @@ def searches_per_gpu(
   filling = _FILLING_BYTES // activation_bytes
   room = gpu_bytes // (_FIXED_BYTES + _ACTIVATIONS * activation_bytes)
   return max(1, min(filling, room, cores // _CORES))
+
+
+def take_as_needed() -> None:
+  """Makes JAX in this process and its children take a GPU's memory as they need it.
+
+  By default it takes three quarters at once, also in a process that leaves the GPU to
+  its workers for most of the time.
+  """
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
 
 def memory_share(num_searches: float) -> dict[str, str]:

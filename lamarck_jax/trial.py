@@ -1,0 +1,224 @@
+"""One fitness evaluation: inherit, train, evaluate (Section 3.1).
+
+A `Candidate` goes in and an `Outcome` comes out. Both are plain data, so an evaluation
+is the same in this process (`one_by_one`) and in another one (`workers`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import functools
+import math
+
+import jax
+from ml_collections import config_dict
+
+from lamarck_jax import flops, initialisation, metrics, model
+from lamarck_jax.data.augmentation import Augmentation
+from lamarck_jax.data.datasets import Dataset
+from lamarck_jax.genotype import Genotype
+from lamarck_jax.model import Variables
+from lamarck_jax.population import Offspring
+from lamarck_jax.run_directory.progress import Progress
+from lamarck_jax.runtime import stopwatch
+from lamarck_jax.search_state import Purpose, random_key
+from lamarck_jax.training import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """What an evaluation needs beside the configuration and the data.
+
+  Attributes:
+    evaluation: Its index, from which its random keys follow.
+    offspring: What the search has asked for.
+    parent_variables: The trained variables of each parent.
+    successors: Networks that may come next, for compiling them ahead.
+  """
+
+  evaluation: int
+  offspring: Offspring
+  parent_variables: tuple[Variables, ...] = ()
+  successors: tuple[Genotype, ...] = ()
+
+  @property
+  def genotype(self) -> Genotype:
+    """Its architecture."""
+    return self.offspring.genotype
+
+
+@dataclasses.dataclass
+class Outcome:
+  """What an evaluation has found; what it did not get to is None.
+
+  Attributes:
+    variables: The trained variables; None if it failed.
+    r2: Of the fit behind a crossover's seam, if there was one.
+    fitness_before: Its fitness before training.
+    fitness: The same after training.
+    measures: Each of `metrics.MEASURES` after training.
+    failure: Why it could not be evaluated, or None.
+    seconds: Duration of each phase, and their `total`.
+  """
+
+  variables: Variables | None = None
+  r2: float | None = None
+  fitness_before: float | None = None
+  fitness: float | None = None
+  measures: Mapping[str, float | None] = dataclasses.field(
+    default_factory=lambda: dict.fromkeys(metrics.MEASURES)
+  )
+  failure: str | None = None
+  seconds: dict[str, float] = dataclasses.field(default_factory=lambda: {'total': 0.0})
+
+
+class _CandidateError(Exception):
+  """A candidate is above a limit, or its training diverged."""
+
+
+def make_trainer(config: config_dict.ConfigDict, dataset: Dataset) -> Trainer:
+  """Returns the trainer of a search.
+
+  Raises:
+    UserError: If the data set is too small for the configuration.
+  """
+  return Trainer(
+    dataset,
+    batch_size=config.batch_size,
+    compute_dtype=config.compute_dtype,
+    augmentation=Augmentation(**config.augmentation),
+    class_weights=config.class_weights,
+  )
+
+
+def learning_rates(config: config_dict.ConfigDict) -> list[float]:
+  """Returns the learning rate of every epoch of an evaluation.
+
+  The paper's is constant (Section 4.2). A cosine goes from it to 0 within the
+  evaluation, and each epoch has the rate of its middle.
+  """
+  epochs = config.epochs_per_evaluation
+  if config.learning_rate_schedule == 'constant':
+    return [config.learning_rate] * epochs
+  return [
+    config.learning_rate * (1 + math.cos(math.pi * (epoch + 0.5) / epochs)) / 2
+    for epoch in range(epochs)
+  ]
+
+
+def one_by_one(
+  config: config_dict.ConfigDict,
+  trainer: Trainer,
+  candidates: Sequence[Candidate],
+  progress: Progress,
+) -> Iterator[Outcome]:
+  """Yields the outcome of each candidate, evaluated in this process."""
+  for candidate in candidates:
+    progress.training(candidate.evaluation, candidate.genotype)
+    on_epoch = functools.partial(progress.epoch, candidate.evaluation)
+    yield evaluate(config, trainer, candidate, on_epoch)
+
+
+def evaluate(
+  config: config_dict.ConfigDict,
+  trainer: Trainer,
+  candidate: Candidate,
+  on_epoch: Callable[[], None],
+) -> Outcome:
+  """Trains a candidate for e epochs and measures its fitness.
+
+  Args:
+    on_epoch: Called after every epoch.
+
+  Raises:
+    Exception: If the device computes nothing any more, which is not the candidate's
+      failure.
+  """
+  watch = stopwatch.Stopwatch()
+  outcome = Outcome(seconds=watch.seconds)
+  genotype = candidate.genotype
+
+  def measure(variables: Variables) -> dict[str, float]:
+    return metrics.measures(trainer.confusion(genotype, variables, 'validation'))
+
+  def check_epoch(epoch: int, loss: float) -> None:
+    on_epoch()
+    _check_epoch(config, epoch, loss, watch.elapsed)
+
+  try:
+    _check_size(config, trainer, genotype)
+    variables, outcome.r2 = _initial_variables(config, trainer, candidate)
+    watch.lap('mutate')
+    trainer.compile(genotype)
+    watch.lap('compile')
+    outcome.fitness_before = measure(variables)[config.fitness]
+    watch.lap('birth')
+    # Only now, since tracing takes the interpreter, and that pass is short.
+    trainer.compile_ahead(candidate.successors)
+    key = random_key(config.seed, candidate.evaluation, Purpose.TRAINING)
+    rates = learning_rates(config)
+    variables = trainer.train(key, genotype, variables, rates, check_epoch)
+    watch.lap('train')
+    outcome.measures = measures = measure(variables)
+    watch.lap('evaluate')
+    outcome.fitness, outcome.variables = measures[config.fitness], variables
+  except (_CandidateError, jax.errors.JaxRuntimeError, MemoryError) as error:
+    trainer.check_device()
+    outcome.failure = ' '.join(f'{error}'.split())[:500] or type(error).__name__
+    watch.lap('failure')
+  return outcome
+
+
+def _initial_variables(
+  config: config_dict.ConfigDict, trainer: Trainer, candidate: Candidate
+) -> tuple[Variables, float | None]:
+  """Returns a candidate's variables before training, and R^2 of a fit at its seam."""
+  with _fixed_blas_threads(config):
+    return initialisation.initial_variables(
+      random_key(config.seed, candidate.evaluation, Purpose.INITIALISATION),
+      candidate.offspring,
+      candidate.parent_variables,
+      trainer,
+      config,
+    )
+
+
+@contextlib.contextmanager
+def _fixed_blas_threads(config: config_dict.ConfigDict) -> Iterator[None]:
+  """Gives NumPy and SciPy in a population a number of threads that is no worker's own.
+
+  It changes the rounding of matrix products and of least squares.
+  """
+  if config.algorithm != 'population':
+    yield
+    return
+  # Its BLAS is its own, and only what is loaded can be limited.
+  import scipy.linalg  # noqa: F401
+  import threadpoolctl
+
+  with threadpoolctl.threadpool_limits(config.population.cores_per_child, 'blas'):
+    yield
+
+
+def _check_size(
+  config: config_dict.ConfigDict, trainer: Trainer, genotype: Genotype
+) -> None:
+  """Raises _CandidateError if it is larger than the configuration allows."""
+  shape, classes = trainer.image_shape, trainer.num_classes
+  for name, size in (
+    ('max_parameters', lambda: model.num_parameters(genotype, shape[-1], classes)),
+    ('max_flops', lambda: flops.network_flops(genotype, shape, classes)),
+  ):
+    if config[name] is not None and (value := size()) > config[name]:
+      raise _CandidateError(f'{value} is above {name}, {config[name]}')
+
+
+def _check_epoch(
+  config: config_dict.ConfigDict, epoch: int, loss: float, elapsed: float
+) -> None:
+  """Raises _CandidateError after an epoch that diverged, or took too long."""
+  if not math.isfinite(loss):
+    raise _CandidateError(f'the loss of epoch {epoch + 1} is {loss}')
+  limit = config.max_seconds_per_evaluation
+  if limit is not None and elapsed > limit:
+    raise _CandidateError(f'it takes longer than max_seconds_per_evaluation, {limit}')

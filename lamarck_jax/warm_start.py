@@ -1,0 +1,165 @@
+"""Warm starts: the first network of a search is one that exists already.
+
+`config.init_from` is a genotype, whose weights are fresh, or the path of a finished run
+or of an exported network, whose weights the first network inherits. It is trained and
+evaluated like any other network, within the budget.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from absl import logging
+from flax import traverse_util
+from ml_collections import config_dict
+
+from lamarck_jax import exported_files, model, network, search_state
+from lamarck_jax.errors import UserError
+from lamarck_jax.genotype import Genotype
+from lamarck_jax.population import Offspring
+from lamarck_jax.run_directory import digests, initial_network, records
+from lamarck_jax.run_directory.initial_network import InitialNetwork
+from lamarck_jax.search_state import SearchState
+
+_WANTED = 'a genotype such as 64c3 96c3s2, a finished run or an exported network'
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where a search starts from.
+
+  Attributes:
+    genotype: The first network.
+    network: What is known of its weights; None: they are fresh.
+    variables: Its weights; None where the run directory has them.
+  """
+
+  genotype: Genotype
+  network: InitialNetwork | None = None
+  variables: Mapping[str, Any] | None = None
+
+
+def load(
+  config: config_dict.ConfigDict, workdir: str | os.PathLike[str]
+) -> Source | None:
+  """Returns the first network of a search; None: it is drawn at random.
+
+  A run that has begun has a copy, so its source may be gone by then.
+
+  Args:
+    config: The search's.
+    workdir: The run directory; it need not exist.
+
+  Raises:
+    UserError: If `config.init_from` leads to no network, to one that is outside the
+      search space, or to another one than at the first start.
+  """
+  text = config.init_from
+  if text is None:
+    return None
+  genotype = _parse(text)
+  source = Source(genotype) if genotype else _of_path(text, pathlib.Path(workdir))
+  space = search_state.initial_state(config).evolution.space
+  if source.genotype not in space:
+    raise UserError(
+      f'config.init_from: got {source.genotype}, want a network of the search space:'
+      f' filters {space.filters}, kernel_sizes {space.kernel_sizes}, strides'
+      f' {space.strides}, at most {space.max_downsampling} of them above 1'
+    )
+  return source
+
+
+def record(source: Source | None, directory: records.RunDirectory) -> None:
+  """Copies the first network to a run directory that has no copy of it yet."""
+  if source and source.network and source.variables:
+    directory.write_initial(source.network, source.variables)
+
+
+def begin(
+  state: SearchState,
+  source: Source | None,
+  directory: records.RunDirectory,
+  class_names: tuple[str, ...],
+) -> SearchState:
+  """Returns the state with the first network, if none has been evaluated yet.
+
+  Args:
+    state: The state of the search.
+    source: What `load` has returned.
+    directory: The run directory, which has the weights.
+    class_names: The classes of the search's data. Where the network was trained on
+      others, its classifier means nothing, and is fresh.
+
+  Raises:
+    DamagedError: If the weights are not as they were written.
+  """
+  if source is None or state.evolution.num_evaluations:
+    return state
+  variables = None
+  if source.network:
+    variables = directory.read_initial_weights(source.network)
+    if source.network.class_names != class_names:
+      params = {**variables['params']}
+      del params[model.CLASSIFIER]
+      variables = {**variables, 'params': params}
+  return dataclasses.replace(
+    state, first=Offspring(source.genotype, variables=variables)
+  )
+
+
+def with_absolute_path(init_from: str | None) -> str | None:
+  """Returns `config.init_from` for a process with another current folder."""
+  if init_from is None or _parse(init_from):
+    return init_from
+  return os.path.abspath(os.path.expanduser(init_from))
+
+
+def _parse(text: str) -> Genotype | None:
+  """Returns the genotype of a text; None if it is a path."""
+  try:
+    genotype = Genotype.parse(text)
+  except ValueError:
+    return None
+  return genotype if len(genotype) else None
+
+
+def _of_path(text: str, workdir: pathlib.Path) -> Source:
+  path = pathlib.Path(os.path.abspath(os.path.expanduser(text)))
+  recorded = initial_network.read(workdir)
+  if recorded is None:
+    found, variables = _read(text, path)
+    return Source(found.genotype, found, variables)
+  if os.path.lexists(path):
+    try:
+      found, _ = _read(text, path)
+    except UserError as error:
+      logging.warning('%s; going on with the copy in %s', error, workdir)
+    else:
+      if not found.is_same(recorded):
+        raise UserError(
+          f'config.init_from: got {text!r} with another network than when {workdir} was'
+          ' started, want that one, or another workdir'
+        )
+  return Source(recorded.genotype, recorded)
+
+
+def _read(text: str, path: pathlib.Path) -> tuple[InitialNetwork, Mapping[str, Any]]:
+  """Returns the network of a finished run or of an export, and its weights."""
+  wrong = f'config.init_from: got {text!r}, want {_WANTED}'
+  try:
+    if os.path.lexists(path / exported_files.DESCRIPTION):
+      description = exported_files.read_description(path)
+      genotype, class_names = description.genotype, description.class_names
+      variables = exported_files.read_weights(path, description)
+    elif os.path.lexists(path / 'config.json'):
+      found = network.of_run(path)
+      genotype, class_names = found.network.genotype, found.network.class_names
+      variables = found.variables
+    else:
+      raise UserError(wrong)
+  except UserError as error:
+    raise UserError(wrong if str(error) == wrong else f'{wrong}: {error}') from error
+  digest = digests.of_arrays(traverse_util.flatten_dict(variables, sep='/'))
+  return InitialNetwork(str(path), genotype, class_names, digest), variables

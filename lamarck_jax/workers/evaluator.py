@@ -1,0 +1,48 @@
+"""What runs inside a worker, whoever has started it."""
+
+from collections.abc import Callable
+import dataclasses
+
+from absl import logging
+import jax
+from ml_collections import config_dict
+import numpy as np
+
+from lamarck_jax import trial
+from lamarck_jax.data.datasets import Dataset
+from lamarck_jax.runtime import allocator, jax_settings, process
+from lamarck_jax.training import Trainer
+from lamarck_jax.trial import Candidate, Outcome
+
+
+class Evaluator:
+  """Evaluates candidates in this process, which is its own."""
+
+  def __init__(self, config: config_dict.ConfigDict, xla_cache_dir: str | None):
+    """Sets the process up for a search.
+
+    Args:
+      config: The search's.
+      xla_cache_dir: Folder of compiled programs, see `compilation_cache.enable`.
+    """
+    logging.set_verbosity(logging.ERROR)  # The search has warned already.
+    process.configure(config, xla_cache_dir)
+    self._config = config
+    self._trainer: Trainer | None = None
+
+  @jax_settings.applied()
+  def load(self, dataset: Dataset) -> None:
+    """Puts the data set on the device; it comes before the first candidate."""
+    self._trainer = trial.make_trainer(self._config, dataset)
+
+  @jax_settings.applied()
+  def evaluate(
+    self, candidate: Candidate, on_epoch: Callable[[], None] = lambda: None
+  ) -> Outcome:
+    """Returns the outcome of a candidate, with its variables on the host."""
+    assert self._trainer is not None
+    outcome = trial.evaluate(self._config, self._trainer, candidate, on_epoch)
+    variables = jax.tree.map(np.asarray, outcome.variables)
+    outcome = dataclasses.replace(outcome, variables=variables)
+    allocator.release_freed_memory()
+    return outcome

@@ -1,0 +1,145 @@
+"""Worker processes on this machine, each with its share of cores or of a GPU."""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import multiprocessing
+from multiprocessing import connection as connections
+import pickle
+import queue
+import threading
+from typing import Any
+
+from ml_collections import config_dict
+
+from lamarck_jax.data.datasets import Dataset
+from lamarck_jax.runtime import devices, worker_processes
+from lamarck_jax.trial import Candidate
+from lamarck_jax.workers.evaluator import Evaluator
+from lamarck_jax.workers.pool import Kind, Report
+
+
+class LocalEngine:
+  """Processes of this machine.
+
+  Attributes:
+    num_workers: Their number.
+  """
+
+  def __init__(self, num_workers: int, xla_cache_dir: str | None = None):
+    """Divides the machine.
+
+    Args:
+      num_workers: Number of workers. Each gets as many threads as its share of the
+        cores, and its own GPU or a share of one.
+      xla_cache_dir: Folder of compiled programs, see `compilation_cache.enable`.
+    """
+    self.num_workers = num_workers
+    self._xla_cache_dir = xla_cache_dir
+    cores = devices.available_cores()[: devices.num_cores()]
+    resources = worker_processes.resources(num_workers, cores, devices.available_gpus())
+    # The share is a number of threads, not certain cores: at the end of a generation a
+    # worker may use those that others leave idle.
+    self._environments = [
+      {**environment, 'PJRT_NPROC': str(len(share))} for share, environment in resources
+    ]
+
+  def start(
+    self,
+    index: int,
+    config: config_dict.ConfigDict,
+    report: Callable[[Report], None],
+  ) -> 'LocalWorker':
+    """Begins to start a worker."""
+    return LocalWorker(config, self._xla_cache_dir, self._environments[index], report)
+
+  def share(self, dataset: Dataset) -> Dataset:
+    """Returns the data set."""
+    return dataset
+
+  def close(self) -> None:
+    """Does nothing: the workers have been killed."""
+
+
+class LocalWorker:
+  """A process of this machine."""
+
+  def __init__(
+    self,
+    config: config_dict.ConfigDict,
+    xla_cache_dir: str | None,
+    environment: Mapping[str, str],
+    report: Callable[[Report], None],
+  ):
+    """Begins to start the process; arguments as in `LocalEngine` and its `start`."""
+    context = multiprocessing.get_context('spawn')
+    self._connection, remote = context.Pipe()
+    self._process = context.Process(
+      target=_serve, args=(remote, config, xla_cache_dir, environment), daemon=True
+    )
+    self._process.start()
+    remote.close()  # So that the pipe ends with the process.
+    self._report = report
+    # Sending waits until the process reads, which it does once it has imported JAX.
+    self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for target in (self._send, self._receive):
+      threading.Thread(target=target, daemon=True).start()
+
+  def load(self, dataset: Dataset) -> None:
+    """Begins to send the data set."""
+    self._outbox.put(dataset)
+
+  def evaluate(self, candidate: Candidate) -> None:
+    """Begins to send a candidate."""
+    self._outbox.put(candidate)
+
+  def kill(self) -> None:
+    """Ends the process."""
+    self._process.kill()
+    self._process.join()
+    self._outbox.put(None)
+
+  def _send(self) -> None:
+    with contextlib.suppress(OSError):  # It died, which `_receive` reports.
+      while (message := self._outbox.get()) is not None:
+        self._connection.send(message)
+
+  def _receive(self) -> None:
+    try:
+      while True:
+        self._report(Report(self, *self._connection.recv()))
+    except (EOFError, OSError, pickle.UnpicklingError):
+      self._process.join()
+      code = self._process.exitcode or 0
+      reason = f'signal {-code}' if code < 0 else f'exit status {code}'
+      self._report(Report(self, Kind.DIED, reason))
+
+
+def _serve(
+  connection: connections.Connection,
+  config: config_dict.ConfigDict,
+  xla_cache_dir: str | None,
+  environment: Mapping[str, str],
+) -> None:
+  """Evaluates the candidates that come through a pipe, inside a worker."""
+  worker_processes.initialise(environment)
+  try:
+    evaluator = Evaluator(config, xla_cache_dir)
+    evaluator.load(connection.recv())
+    connection.send((Kind.READY,))
+    while True:
+      candidate = connection.recv()
+      outcome = evaluator.evaluate(candidate, lambda: connection.send((Kind.EPOCH,)))
+      connection.send((Kind.OUTCOME, outcome))
+  except (EOFError, OSError):
+    return  # The search has ended.
+  except Exception as error:
+    connection.send((Kind.ERROR, _picklable(error)))
+
+
+def _picklable(error: Exception) -> Exception:
+  """Returns an error that another process can raise."""
+  try:
+    pickle.loads(pickle.dumps(error))
+  except Exception:
+    return RuntimeError(f'{type(error).__name__}: {error}')
+  return error
