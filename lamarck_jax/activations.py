@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lamarck_jax import model
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 from lamarck_jax.training import Trainer
@@ -27,6 +28,31 @@ def outputs(
   for name, block in blocks.items():
     x = block.infer(params[name], stats[name], x)
     yield np.asarray(x).astype(np.float32)
+
+
+def correct(
+  trainer: Trainer, genotype: Genotype, variables: Variables, split: str = 'validation'
+) -> str:
+  """Returns which examples of a split a network classifies correctly.
+
+  Each is a bit, the first one the highest, in hexadecimal; the last digits are padded.
+  """
+  blocks, _ = trainer.network(genotype)
+  params, stats = trainer.data.put((variables['params'], variables['batch_stats']))
+  order = trainer.data.in_order(split)
+  head = model.Classifier(trainer.num_classes)
+  found = []
+  for step in range(trainer.data.num_steps(split)):
+    x: Any = trainer.data.images(order, trainer.data.put(step))
+    for name, block in blocks.items():
+      x = block.infer(params[name], stats[name], x)
+    logits: Any = head.apply({'params': params[model.CLASSIFIER]}, x)
+    found.append(np.asarray(logits).argmax(axis=-1))
+  # The last batch is padded.
+  predicted = np.concatenate(found)[: trainer.data.num_examples(split)]
+  labels = np.asarray(trainer.data.targets(order, 0).labels)
+  bits = predicted == labels[trainer.data.examples[split]]
+  return np.packbits(bits).tobytes().hex()
 
 
 def batch_statistics(

@@ -35,8 +35,9 @@ FITNESS_MEASURES = ('accuracy', 'balanced_accuracy')
 # Each has a module with its pure init, ask and tell; see `search_state`.
 ALGORITHMS = ('one_plus_one', 'population', 'random_search')
 
-# The names in `population.REPLACEMENTS`, and the modes in `initialisation`.
+# The names in `population.REPLACEMENTS` and `MATES`, and the modes in `initialisation`.
 REPLACEMENTS = ('worst', 'oldest')
+MATES = ('tournament', 'complementary')
 CROSSOVER_MODES = ('stitched', 'leaf_rule', 'none')
 
 # Fields that say where things are; a run may be resumed with other values.
@@ -104,6 +105,9 @@ FIELDS: dict[str, tuple[Any, Check]] = {
   # 'worst': a child replaces the worst individual if it is fitter; 'oldest': it always
   # replaces the oldest.
   'population.replacement': ('worst', checks.one_of(REPLACEMENTS)),
+  # How the second parent is drawn; 'complementary': by how many validation examples it
+  # classifies correctly that the first one does not.
+  'population.mate': ('tournament', checks.one_of(MATES)),
   # The weights of a child of two parents; all are fresh where `inheritance` is 'none'.
   'population.crossover_inheritance': ('stitched', checks.one_of(CROSSOVER_MODES)),
   # Of a CPU, for each child, however many children are trained side by side.
@@ -246,9 +250,9 @@ _NEEDS: dict[str, tuple[str, Callable[[config_dict.ConfigDict], bool]]] = {
     "algorithm 'random_search'",
     lambda config: config.algorithm == 'random_search',
   ),
-  'population.cores_per_child': (
-    "algorithm 'population'",
-    lambda config: config.algorithm == 'population',
+  **dict.fromkeys(
+    [field for field in FIELDS if field.startswith('population.')],
+    ("algorithm 'population'", lambda config: config.algorithm == 'population'),
   ),
   **dict.fromkeys(
     ('niching.rate', 'niching.iterations'),

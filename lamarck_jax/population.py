@@ -30,6 +30,12 @@ from lamarck_jax.genotype import Genotype, SearchSpace
 from lamarck_jax.mutation import NotApplicable
 from lamarck_jax.parsimony import FITTER, Preference
 
+# How the second parent of a crossover is drawn. 'tournament': as the first one;
+# 'complementary': with a probability proportional to the number of validation examples
+# that it classifies correctly and the first one does not, after Abrantes et al. (2025),
+# "Competition and Attraction Improve Model Fusion".
+MATES = ('tournament', 'complementary')
+
 # How a child takes a place. 'worst': by strict improvement on the worst individual;
 # 'oldest': always, from the oldest one (Real et al., 2019, arXiv 1802.01548).
 REPLACEMENTS = ('worst', 'oldest')
@@ -77,6 +83,7 @@ class PopulationState:
     tournament: A parent is the fittest of this number of draws with replacement.
     crossover_rate: The probability that a child is made by crossover.
     replacement: One of `REPLACEMENTS`.
+    mate: One of `MATES`.
     parents: The individuals at the beginning of the generation, in order of evaluation.
     survivors: Those after the children told so far; the next generation's parents.
     generation: Index of the generation; the first one is the initial network alone.
@@ -86,6 +93,8 @@ class PopulationState:
     num_evaluations: Number of evaluations so far.
     epochs_used: Training epochs so far; a failed evaluation uses e as well.
     preference: Which of two networks is selected, see `parsimony`.
+    correct: The validation examples that each individual classifies correctly, by
+      evaluation, as `tell` was given them; empty unless mates are complementary.
     parent: None, since each child has parents of its own.
     niche: None, since there are no niches.
   """
@@ -98,6 +107,7 @@ class PopulationState:
   tournament: int
   crossover_rate: float
   replacement: str
+  mate: str = 'tournament'
   parents: tuple[Individual, ...] = ()
   survivors: tuple[Individual, ...] = ()
   generation: int = 0
@@ -107,6 +117,7 @@ class PopulationState:
   num_evaluations: int = 0
   epochs_used: int = 0
   preference: Preference = FITTER
+  correct: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
   parent: ClassVar[None] = None
   niche: ClassVar[None] = None
@@ -150,11 +161,12 @@ def init(
   tournament: int = 2,
   crossover_rate: float = 0.5,
   replacement: str = 'worst',
+  mate: str = 'tournament',
 ) -> PopulationState:
   """Returns the state before the first evaluation; see `PopulationState`.
 
   Raises:
-    ValueError: If a number is below 1, or there is no such replacement.
+    ValueError: If a number is below 1, or there is no such replacement or mate.
   """
   for name, value in (
     ('budget_epochs', budget_epochs),
@@ -165,10 +177,12 @@ def init(
   ):
     if value < 1:
       raise ValueError(f'{name}: got {value}, want at least 1')
-  if replacement not in REPLACEMENTS:
-    raise ValueError(
-      f'replacement: got {replacement!r}, want one of {", ".join(REPLACEMENTS)}'
-    )
+  for name, choice, choices in (
+    ('replacement', replacement, REPLACEMENTS),
+    ('mate', mate, MATES),
+  ):
+    if choice not in choices:
+      raise ValueError(f'{name}: got {choice!r}, want one of {", ".join(choices)}')
   return PopulationState(
     space,
     budget_epochs,
@@ -178,6 +192,7 @@ def init(
     tournament,
     crossover_rate,
     replacement,
+    mate,
   )
 
 
@@ -211,7 +226,7 @@ def _child(
   mate = None
   others = [individual for individual in state.parents if individual is not first]
   if others and rng.random() < state.crossover_rate:
-    mate = _winner(rng, state, others)
+    mate = _mate(rng, state, first, others)
     with contextlib.suppress(NotApplicable):
       genotype, cut = crossover.crossover(
         crossover_key, first.genotype, mate.genotype, state.space, history
@@ -229,8 +244,31 @@ def _winner(
   return max((individuals[i] for i in drawn), key=state.preference.key)
 
 
+def _mate(
+  rng: np.random.Generator,
+  state: PopulationState,
+  first: Individual,
+  others: Sequence[Individual],
+) -> Individual:
+  """Returns the second parent of a crossover."""
+  if state.mate == 'complementary':
+
+    def correct(individual: Individual) -> int:
+      return int(state.correct.get(individual.evaluation) or '0', 16)
+
+    wrong = ~correct(first)
+    gains = np.array([(correct(other) & wrong).bit_count() for other in others])
+    if gains.any():
+      return others[int(rng.choice(len(others), p=gains / gains.sum()))]
+  return _winner(rng, state, others)  # No other one knows more.
+
+
 def tell(
-  key: jax.Array, state: PopulationState, child: Genotype, fitness: float | None
+  key: jax.Array,
+  state: PopulationState,
+  child: Genotype,
+  fitness: float | None,
+  correct: str | None = None,
 ) -> PopulationState:
   """Returns the state after the evaluation of the next child.
 
@@ -243,6 +281,8 @@ def tell(
     child: The genotype of the first of the children that `ask` returned.
     fitness: Its validation accuracy; None if it could not be evaluated. Such a child
       never becomes an individual.
+    correct: The validation examples that it classifies correctly, a bit each in
+      hexadecimal; needed where mates are complementary.
   """
   del key
   state = dataclasses.replace(state, preference=state.preference.told(fitness))
@@ -253,6 +293,10 @@ def tell(
       best = individual
     if state.accepts(child, fitness):
       survivors = (*_with_a_place(state), individual)
+  alive = {one.evaluation for one in (*state.parents, *survivors)}
+  known = {number: bits for number, bits in state.correct.items() if number in alive}
+  if correct and state.num_evaluations in alive:
+    known[state.num_evaluations] = correct
   told = state.told + 1
   ended = told == state.num_children
   return dataclasses.replace(
@@ -265,6 +309,9 @@ def tell(
     history=state.history | {child},
     num_evaluations=state.num_evaluations + 1,
     epochs_used=state.epochs_used + state.epochs_per_evaluation,
+    correct={
+      number: bits for number, bits in known.items() if bits and number in alive
+    },
   )
 
 
@@ -279,18 +326,25 @@ def _with_a_place(state: PopulationState) -> tuple[Individual, ...]:
 
 
 def event_fields(
-  state: PopulationState, offspring: Offspring, r2: float | None
+  state: PopulationState,
+  offspring: Offspring,
+  r2: float | None,
+  correct: str | None = None,
 ) -> dict[str, Any]:
   """Returns what an event has beside the fields of the (1+1)-EA.
 
   Args:
     state: The state that asked for the child.
     r2: Of the fit at the seam, if there was one.
+    correct: As `tell` gets it.
   """
   mate, cut = offspring.mate, offspring.cut
-  return {
+  fields = {
     'generation': state.generation,
     'parents': [parent.evaluation for parent in offspring.parents],
     # A mate without a cut: the child is a mutation instead.
     'crossover': mate and {'mate': mate.evaluation, 'cut': cut and list(cut), 'r2': r2},
   }
+  if state.mate == 'complementary':
+    fields['correct'] = correct
+  return fields

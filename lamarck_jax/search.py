@@ -155,7 +155,10 @@ def _search(
         else:
           name = f'evaluation {candidate.evaluation} of {candidate.genotype}'
           logging.warning('%s failed: %s', name, outcome.failure)
-        asked, state = state, state.tell(candidate.genotype, outcome.fitness)
+        asked, state = (
+          state,
+          state.tell(candidate.genotype, outcome.fitness, outcome.correct),
+        )
         event = _event(config, trainer, asked, candidate, outcome, state)
         _record(directory, event, outcome, state)
         rate = _examples(config, trainer) / outcome.seconds.get('train', math.inf)
@@ -239,7 +242,9 @@ def _event(
   if before.preference.standard_errors:
     event['best'] = best.evaluation if best else None
   if isinstance(before, population.PopulationState):
-    event |= population.event_fields(before, candidate.offspring, outcome.r2)
+    event |= population.event_fields(
+      before, candidate.offspring, outcome.r2, outcome.correct
+    )
   return event
 
 

@@ -98,10 +98,19 @@ class SearchState:
         offspring = (Offspring(_ALGORITHMS[type(state)].ask(key, state)),)
     return tuple(_numbered(offspring, self.next_lineage))
 
-  def tell(self, child: Genotype, fitness: float | None) -> 'SearchState':
-    """Returns the state after an evaluation, as `evolution.tell` does."""
-    algorithm = _ALGORITHMS[type(self.evolution)]
-    state = algorithm.tell(self.key(Purpose.NICHING), self.evolution, child, fitness)
+  def tell(
+    self, child: Genotype, fitness: float | None, correct: str | None = None
+  ) -> 'SearchState':
+    """Returns the state after an evaluation, as `evolution.tell` does.
+
+    `correct` is for a population alone, see `population.tell`.
+    """
+    before, key = self.evolution, self.key(Purpose.NICHING)
+    state: AlgorithmState
+    if isinstance(before, PopulationState):
+      state = population.tell(key, before, child, fitness, correct)
+    else:
+      state = _ALGORITHMS[type(before)].tell(key, before, child, fitness)
     checkpoints = {
       # The last evaluation may exceed the whole budget; it counts all the same.
       budget: state.best
@@ -191,6 +200,7 @@ def initial_state(
       tournament=config.population.tournament,
       crossover_rate=config.population.crossover_rate,
       replacement=config.population.replacement,
+      mate=config.population.mate,
     )
   else:
     state = evolution.init(

@@ -13,7 +13,7 @@ import math
 import jax
 from ml_collections import config_dict
 
-from lamarck_jax import flops, initialisation, metrics, model
+from lamarck_jax import activations, flops, initialisation, metrics, model
 from lamarck_jax.data.augmentation import Augmentation
 from lamarck_jax.data.datasets import Dataset
 from lamarck_jax.genotype import Genotype
@@ -57,6 +57,8 @@ class Outcome:
     fitness_before: Its fitness before training.
     fitness: The same after training.
     measures: Each of `metrics.MEASURES` after training.
+    correct: The validation examples that it classifies correctly, see
+      `activations.correct`, if the search needs them.
     failure: Why it could not be evaluated, or None.
     seconds: Duration of each phase, and their `total`.
   """
@@ -68,6 +70,7 @@ class Outcome:
   measures: Mapping[str, float | None] = dataclasses.field(
     default_factory=lambda: dict.fromkeys(metrics.MEASURES)
   )
+  correct: str | None = None
   failure: str | None = None
   seconds: dict[str, float] = dataclasses.field(default_factory=lambda: {'total': 0.0})
 
@@ -160,6 +163,8 @@ def evaluate(
     variables = trainer.train(key, genotype, variables, rates, check_epoch)
     watch.lap('train')
     outcome.measures = measures = measure(variables)
+    if config.algorithm == 'population' and config.population.mate == 'complementary':
+      outcome.correct = activations.correct(trainer, genotype, variables)
     watch.lap('evaluate')
     outcome.fitness, outcome.variables = measures[config.fitness], variables
   except (_CandidateError, jax.errors.JaxRuntimeError, MemoryError) as error:

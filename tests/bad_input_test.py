@@ -171,6 +171,7 @@ _CASES += [
   (_SEARCH, ['--num_workers=2'], 'num_workers: got 2'),
   (_SEARCH, ['--engine=ray'], 'want --num_workers'),
   (_SEARCH, ['--config.population.cores_per_child=2'], "algorithm 'population'"),
+  (_SEARCH, ['--config.population.size=2'], "algorithm 'population'"),
   *(
     (_SEARCH, ['--config.algorithm=population', '--num_workers=2', flag], 'engine=ray')
     for flag in ('--ray_address=auto', '--cpus_per_worker=2', '--gpus_per_worker=1')

@@ -114,6 +114,30 @@ def test_a_parent_is_the_fittest_of_the_tournament(tournament, share):
   assert np.mean(np.array(firsts) == 0) == pytest.approx(share, abs=0.08)
 
 
+def test_complementary_mates_are_drawn_by_what_they_know_and_the_first_does_not():
+  state = _init(size=4, tournament=16, crossover_rate=1.0, mate='complementary')
+  # The first one is the fittest; the others know 0, 1 and 3 examples that it does not.
+  known = ['f000', 'c000', 'f010', '0007']
+  for index, (fitness, correct) in enumerate(zip([0.9, 0.5, 0.5, 0.5], known)):
+    genotype = Genotype.parse(f'{[16, 32, 64, 96][index]}c3')
+    state = population.tell(jax.random.key(0), state, genotype, fitness, correct)
+  state = dataclasses.replace(
+    state, parents=state.survivors, told=0, children=1, generation=2
+  )
+  assert state.correct == dict(enumerate(known))
+  mates = [
+    population.ask(jax.random.key(i), state)[0].mate.evaluation for i in range(400)
+  ]
+  assert 1 not in mates
+  assert np.mean(np.array(mates) == 3) == pytest.approx(3 / 4, abs=0.07)
+  # Where no other one knows more, it is drawn by tournament.
+  state = dataclasses.replace(state, correct={**state.correct, 0: 'ffff'})
+  mates = {
+    population.ask(jax.random.key(i), state)[0].mate.evaluation for i in range(40)
+  }
+  assert mates == {1}  # The earliest of equally fit ones.
+
+
 # ------------------------------------------------------------------------------
 # Children
 # ------------------------------------------------------------------------------
@@ -191,6 +215,8 @@ def test_a_number_below_one_is_refused_by_its_name(name):
     _init(**{name: 0})
   with pytest.raises(ValueError, match=r"^replacement: got 'best', want one of"):
     _init(replacement='best')
+  with pytest.raises(ValueError, match=r"^mate: got 'any', want one of"):
+    _init(mate='any')
 
 
 # ------------------------------------------------------------------------------
@@ -318,6 +344,28 @@ def test_the_weights_of_all_individuals_stay_on_disk(population_config, tmp_path
     assert state.living == {individual.evaluation for individual in living}
 
   search.run(population_config, tmp_path / 'run', check)
+
+
+def test_complementary_mates_follow_from_the_events_and_resume(
+  population_config, tmp_path
+):
+  population_config.population.mate = 'complementary'
+  population_config.budget_epochs = 8
+  search.run(population_config, tmp_path / 'whole')
+  state, mates = initial_state(population_config), []
+  for event in read_events(tmp_path / 'whole'):
+    (child, *_) = state.ask()
+    assert Genotype.from_json(event) == child.genotype
+    mates.append(child.mate and child.mate.evaluation)
+    assert mates[-1] == (event['crossover'] and event['crossover']['mate'])
+    bits = int(event['correct'], 16).bit_count()
+    assert bits / 50 == pytest.approx(event['fitness'])
+    assert set(state.evolution.correct) == state.living
+    state = state.tell(child.genotype, event['fitness'], event['correct'])
+  assert any(mate is not None for mate in mates)
+  run_until(population_config, tmp_path / 'resumed', 5)
+  search.run(population_config, tmp_path / 'resumed')
+  assert_same_run(tmp_path / 'whole', tmp_path / 'resumed')
 
 
 @pytest.mark.parametrize('mode', ['leaf_rule', 'none'])

@@ -173,6 +173,7 @@ def _parse_line(line: bytes, number: int) -> dict[str, Any]:
   # Files may come from anywhere: a checksum alone does not make them well-formed.
   Genotype.from_json(event)
   digests.check_durations(event)
+  int(event.get('correct') or '0', 16)  # Of a population with complementary mates.
   if event['evaluation'] != number:
     raise ValueError(f'evaluation: got {event["evaluation"]!r}, want {number}')
   if not 0 <= event['fitness'] <= 1:

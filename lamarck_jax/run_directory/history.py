@@ -25,7 +25,9 @@ class State(Protocol):
   def needed(self) -> Set[int]:
     """The evaluations whose weights are still needed."""
 
-  def tell(self, child: Genotype, fitness: float | None) -> Self:
+  def tell(
+    self, child: Genotype, fitness: float | None, correct: str | None = None
+  ) -> Self:
     """Returns the state after an evaluation."""
 
 
@@ -60,7 +62,8 @@ def restore(
   states = [initial]
   for event in events:
     fitness = None if event.get('failure') else event['fitness']
-    states.append(states[-1].tell(Genotype.from_json(event), fitness))
+    told = Genotype.from_json(event), fitness, event.get('correct')
+    states.append(states[-1].tell(*told))
 
   @functools.cache
   def read(number: int) -> Mapping[str, Any]:
