@@ -26,7 +26,7 @@ from lamarck_jax.study.results import Study
 
 FILE_NAME = 'report.html'
 # One script on the page, in this order.
-_SCRIPTS = ('elements.js', 'outcome.js', 'run.js', 'study.js', 'start.js')
+_SCRIPTS = ('elements.js', 'outcome.js', 'network.js', 'run.js', 'study.js', 'start.js')
 _END = b'</html>\n'
 # What may prevent a report; the last where Plotly was left out of an installation.
 _ERRORS = (UserError, StorageError, OSError, ValueError, LookupError, ImportError)

@@ -53,7 +53,11 @@ def test_a_crossover_has_both_parents_in_the_tree_and_its_seam_in_the_details(
 ):
   stored = records.read_events(run_directory)
   crossover = {'mate': 1, 'cut': [2, 1], 'r2': 0.875}
-  stored[-1] |= {'generation': 4, 'parents': [2, 1], 'crossover': crossover}
+  for event in stored:
+    event['generation'] = (event['evaluation'] + 3) // 4
+  stored[-1] |= {'parents': [2, 1], 'crossover': crossover}
+  blocks = [[8, 3, 1], [16, 3, 2], [8, 1, 1]]
+  stored[-1] |= {'genotype': blocks, 'lineages': [1, 2, 3], 'next_lineage': 4}
   directory = records.RunDirectory(tmp_path / 'run', records.read_config(run_directory))
   for event in stored:
     directory.append_event(event)
@@ -63,6 +67,20 @@ def test_a_crossover_has_both_parents_in_the_tree_and_its_seam_in_the_details(
     details = page.locator('.details').inner_text()
     assert 'behind block 2 of the first and 1 of the second parent, R² 0.88' in details
     assert 'evaluation 2' in details
+    picture = page.locator('.network')
+    parts = picture.locator('g[data-parent]')
+    assert [part.get_attribute('data-parent') for part in parts.all()] == [
+      *'22',  # The blocks before the cut, and the block, pooling and classifier behind.
+      *'111',
+    ]
+    assert picture.locator('.seam').text_content() == (
+      'from evaluation 2from evaluation 1, R² 0.88'
+    )
+    row = page.locator(f'#evaluations-table tr[data-evaluation="{len(stored) - 1}"]')
+    assert row.locator('td').all_inner_texts()[3:5] == ['10', '2, 1']
+    page.get_by_role('radio', name='generation').check()
+    assert page.locator('#progress-chart .xtitle').text_content() == 'generation'
+    assert page.locator('.tree line.generation').count() == 10
     page.locator('.details button', has_text='evaluation 1').click()
     assert page.locator('.node.selected').get_attribute('data-evaluation') == '1'
 

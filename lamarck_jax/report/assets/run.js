@@ -5,30 +5,6 @@ function elapsed(events) {
   return events.map((event) => (sum += event.seconds.total || 0));
 }
 
-/** Draws a network as the paper's Figure 1. */
-function network(blocks) {
-  const rows = [['images'], ...blocks.map(([f, k, s]) => [
-    `convolution ${k}x${k}, ${f} filters, stride ${s}`, 'batch normalisation, ReLU', s]),
-    ['global average pooling'], ['dense layer, softmax']];
-  const picture = svg('svg', {
-    class: 'network', viewBox: `0 -2 260 ${rows.length * 56 - 12}`, role: 'img',
-    'aria-label': `network ${genotypeText(blocks)}`,
-  });
-  rows.forEach(([first, second, stride], index) => {
-    const y = index * 56;
-    if (index) picture.append(svg('path', {d: `M130 ${y - 16}v14m-4 -5l4 5l4 -5`}));
-    const group = svg('g', {class: second ? 'block' : 'end'},
-      svg('rect', {
-        x: 2, y, width: 256, height: 40, rx: 6,
-        class: second ? `stride-${Math.min(stride, 2)}` : '',
-      }),
-      svg('text', {x: 130, y: second ? y + 17 : y + 25}, first));
-    if (second) group.append(svg('text', {x: 130, y: y + 32}, second));
-    picture.append(group);
-  });
-  return picture;
-}
-
 class Search {
   constructor(data, root) {
     this.data = data;
@@ -37,6 +13,7 @@ class Search {
     this.page = 0;
     this.axis = 'epochs_used';
     this.selected = data.events.length ? bestEvent(data.events) : null;
+    this.population = data.events.some((event) => event.generation !== undefined);
   }
 
   show() {
@@ -103,6 +80,7 @@ class Search {
 
   axisChoice() {
     const choices = [['epochs_used', 'training epochs'], ['time', 'wall-clock time']];
+    if (this.population) choices.push(['generation', 'generation']);
     return el('fieldset', {class: 'choice'}, el('legend', {}, 'against'), ...choices.map(([value, text]) => {
       const input = el('input', {type: 'radio', name: 'axis', value, onchange: () => {
         this.axis = value;
@@ -115,7 +93,8 @@ class Search {
 
   progress() {
     const {events} = this.data;
-    const x = this.axis === 'time' ? elapsed(events).map((s) => s / 60) : events.map((event) => event.epochs_used);
+    const title = {time: 'time, minutes', epochs_used: 'training epochs used'}[this.axis] || this.axis;
+    const x = this.axis === 'time' ? elapsed(events).map((s) => s / 60) : events.map((event) => event[this.axis]);
     const text = events.map((event) => description(event).map(plain).join('<br>'));
     const color = events.map((event) => css(colorOf(event)));
     return [[
@@ -125,7 +104,7 @@ class Search {
       {x, y: events.map((event) => event.best_fitness), name: 'best so far', mode: 'lines', hoverinfo: 'skip',
         line: {color: css('--accent'), width: 2, shape: 'hv'}},
     ], layout({
-      xaxis: {title: {text: this.axis === 'time' ? 'time, minutes' : 'training epochs used'}},
+      xaxis: {title: {text: title}},
       yaxis: {title: {text: 'validation accuracy'}, tickformat: '.0%'},
     })];
   }
@@ -146,7 +125,8 @@ class Search {
     const mark = (kind, text) => el('span', {},
       svg('svg', {width: 14, height: 14, 'aria-hidden': 'true'}, svg('circle', {cx: 7, cy: 7, r: 5, class: `node ${kind}`})), ` ${text}  `);
     return el('p', {class: 'legend'}, mark('accepted', 'accepted'), mark('', 'rejected'), mark('niche', 'in a niche'),
-      mark('failed', 'failed'), el('br', {}), 'Height is validation accuracy. Click, or use the arrow keys: left and right step through the evaluations, up goes to the parent. “Before training” is the accuracy of a child right after inheritance.');
+      mark('failed', 'failed'), el('br', {}),
+      this.population ? 'Dashed lines separate the generations; the child of a crossover has lines to both parents. ' : '', 'Height is validation accuracy. Click, or use the arrow keys: left and right step through the evaluations, up goes to the parent. “Before training” is the accuracy of a child right after inheritance.');
   }
 
   drawTree() {
@@ -175,6 +155,15 @@ class Search {
     for (let i = 0; i < events.length; i += every) {
       grid.append(svg('text', {x: this.x(events[i]) - 6, y: height - 6}, `${i}`));
     }
+    let labelled = -Infinity;
+    events.forEach((event, index) => {
+      if (!index || event.generation === events[index - 1].generation) return;
+      const at = this.x(event) - step / 2;
+      grid.append(svg('line', {class: 'generation', x1: at, x2: at, y1: pad.top, y2: height - pad.bottom}));
+      if (at - labelled < 30) return;
+      labelled = at;
+      grid.append(svg('text', {class: 'generation', x: at + 2, y: pad.top - 2}, `g${event.generation}`));
+    });
     this.nodes = events.map((event) => {
       for (const parent of parents(event).map((number) => events[number])) {
         const [x1, y1, x2, y2] = [this.x(parent), y(parent), this.x(event), y(event)];
@@ -254,7 +243,7 @@ class Search {
     ];
     this.details.replaceChildren(el('h3', {}, `Evaluation ${evaluation}`),
       el('dl', {}, ...entries.flatMap(([name, value]) => [el('dt', {}, name), el('dd', {}, value)])),
-      network(event.genotype));
+      network(event));
     for (const row of this.table.querySelectorAll('tbody tr')) {
       row.classList.toggle('selected', Number(row.dataset.evaluation) === evaluation);
     }
@@ -265,7 +254,10 @@ class Search {
       ['evaluation', 'evaluation', (event) => event.evaluation, 'number'],
       ['network', 'network', (event) => genotypeText(event.genotype), 'network-name'],
       ['mutation', 'mutation', (event) => event.mutation.join(', ').replaceAll('_', ' '), ''],
-      ['parent', 'parent', (event) => event.parent, 'number'],
+      ...(this.population ? [
+        ['generation', 'generation', (event) => event.generation, 'number'],
+        ['parent', 'parents', (event) => parents(event).join(', ') || null, 'number'],
+      ] : [['parent', 'parent', (event) => event.parent, 'number']]),
       ['fitness', 'accuracy', (event) => event.fitness, 'number', percent],
       ['before_training', 'before training', (event) => event.fitness_at_birth ?? null, 'number', percent],
       ['outcome', 'outcome', (event) => (event.failure ? 'failed' : event.accepted ? 'accepted' : 'rejected'), ''],
@@ -363,18 +355,14 @@ function parents(event) {
   return event.parents ?? (event.parent === null ? [] : [event.parent]);
 }
 
-/** Where the two parents were cut, and how well one predicts the other there. */
-function seam({cut, r2}) {
-  return `behind block ${cut[0]} of the first and ${cut[1]} of the second parent`
-    + (r2 === null ? '' : `, R² ${r2.toFixed(2)}`);
-}
-
 /** Returns an event in lines of text. */
 function description(event) {
   return [
     `evaluation ${event.evaluation}`,
     genotypeText(event.genotype),
     event.mutation.join(', ').replaceAll('_', ' ') || 'first network',
+    ...(event.generation === undefined ? [] : [`generation ${event.generation}`]),
+    ...(parents(event).length > 1 ? [`child of evaluations ${parents(event).join(' and ')}`] : []),
     event.failure ? `failed: ${event.failure}` : `${percent(event.fitness)}, ${event.accepted ? 'accepted' : 'rejected'}`,
     ...(event.niche === null ? [] : [`niche of evaluation ${event.niche}`]),
   ];
