@@ -94,9 +94,10 @@ def run(
     dataset_record.check_finished(config.dataset, workdir)
     logging.info('%s holds a finished search', workdir)
     return result
-  source = warm_start.load(config, workdir)
+  warm_start.check(config, workdir)
   dataset, dataset_of_run = dataset_record.load(config.dataset, workdir)
   devices.check_platform()
+  source = warm_start.load(config, workdir)
   trainer = Trainer(
     dataset,
     batch_size=config.batch_size,
