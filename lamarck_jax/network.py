@@ -144,12 +144,12 @@ def of_run(path: pathlib.Path, evaluation: int | None = None) -> Found:
       ' float32 or bfloat16'
     )
   directory = records.RunDirectory(path, config)
-  chosen = _chosen(path) if evaluation is None else _evaluated(directory, evaluation)
-  genotype = chosen['genotype']
-  if chosen['completed']:
-    variables = directory.read_completed_weights(chosen['evaluation'])
+  facts = chosen(path) if evaluation is None else _evaluated(directory, evaluation)
+  genotype = facts['genotype']
+  if facts['completed']:
+    variables = directory.read_completed_weights(facts['evaluation'])
   else:
-    variables = directory.read_weights(chosen['evaluation'])
+    variables = directory.read_weights(facts['evaluation'])
   recorded = dataset_record.read(path)
   if recorded is None:
     _, recorded = dataset_record.load(config['dataset'], path)
@@ -169,15 +169,15 @@ def of_run(path: pathlib.Path, evaluation: int | None = None) -> Found:
     data.class_names,
     data.mean,
     data.std,
-    chosen['test_accuracy'],
+    facts['test_accuracy'],
     predictor(module, variables, data.mean, data.std),
   )
-  facts = {name: chosen[name] for name in ('evaluation', 'completed', *_ACCURACIES)}
+  del facts['genotype']
   facts |= {name: config[name] for name in _CONFIG_FACTS}
   return Found(network, variables, facts)
 
 
-def _chosen(path: pathlib.Path) -> dict[str, Any]:
+def chosen(path: pathlib.Path) -> dict[str, Any]:
   """Returns what the result says of the network of the largest budget.
 
   Returns:
@@ -204,7 +204,7 @@ def _chosen(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _evaluated(directory: records.RunDirectory, evaluation: int) -> dict[str, Any]:
-  """Returns what is known of the network of an evaluation, as `_chosen` does."""
+  """Returns what is known of the network of an evaluation, as `chosen` does."""
   path, events = directory.path, records.read_events(directory.path)
   there = [number for number in directory.networks() if number < len(events)]
   if evaluation not in there:

@@ -88,12 +88,13 @@ def run(
     dataset_record.check_finished(config.dataset, workdir, source)
     logging.info('%s holds a finished search', workdir)
     return result
-  start = warm_start.load(config, workdir)
+  warm_start.check(config, workdir)
   with contextlib.closing(workers) if workers else contextlib.nullcontext():
     if workers:
       workers.start(config)  # They import JAX while this process reads the data.
     dataset, dataset_of_run = dataset_record.load(config.dataset, workdir, source)
     devices.check_platform()
+    start = warm_start.load(config, workdir)
     trainer = trial.make_trainer(config, dataset)
     if workers:
       workers.send_dataset(dataset)

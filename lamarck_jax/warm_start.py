@@ -5,7 +5,8 @@ or of an exported network, whose weights the first network inherits. It is train
 evaluated like any other network, within the budget.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -23,8 +24,6 @@ from lamarck_jax.run_directory import digests, initial_network, records
 from lamarck_jax.run_directory.initial_network import InitialNetwork
 from lamarck_jax.search_state import SearchState
 
-_WANTED = 'a genotype such as 64c3 96c3s2, a finished run or an exported network'
-
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -41,6 +40,39 @@ class Source:
   variables: Mapping[str, Any] | None = None
 
 
+def check(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> None:
+  """Checks `config.init_from` of a run that has not begun.
+
+  Weights are not read, and JAX is not initialised, which takes memory on a GPU.
+
+  Args:
+    config: The search's.
+    workdir: The run directory; it need not exist. If it has a copy of the first
+      network, nothing is checked.
+
+  Raises:
+    UserError: If the field leads to no network, or to one outside the search space.
+  """
+  text = config.init_from
+  if text is None or os.path.lexists(pathlib.Path(workdir, initial_network.FILE_NAME)):
+    return
+  genotype = _parse(text)
+  if genotype is None:
+    path = _path(text)
+    with _naming(text):
+      if _is_exported(path):
+        genotype = exported_files.read_description(path).genotype
+      else:
+        genotype = network.chosen(path)['genotype']
+  space = search_state.initial_state(config).evolution.space
+  if genotype not in space:
+    raise UserError(
+      f'config.init_from: got {genotype}, want a network of the search space:'
+      f' filters {space.filters}, kernel_sizes {space.kernel_sizes},'
+      f' strides {space.strides}, at most {space.max_downsampling} of them above 1'
+    )
+
+
 def load(
   config: config_dict.ConfigDict, workdir: str | os.PathLike[str]
 ) -> Source | None:
@@ -53,22 +85,14 @@ def load(
     workdir: The run directory; it need not exist.
 
   Raises:
-    UserError: If `config.init_from` leads to no network, to one that is outside the
-      search space, or to another one than at the first start.
+    UserError: If `config.init_from` leads to no network, or to another one than at the
+      first start.
   """
   text = config.init_from
   if text is None:
     return None
   genotype = _parse(text)
-  source = Source(genotype) if genotype else _of_path(text, pathlib.Path(workdir))
-  space = search_state.initial_state(config).evolution.space
-  if source.genotype not in space:
-    raise UserError(
-      f'config.init_from: got {source.genotype}, want a network of the search space:'
-      f' filters {space.filters}, kernel_sizes {space.kernel_sizes}, strides'
-      f' {space.strides}, at most {space.max_downsampling} of them above 1'
-    )
-  return source
+  return Source(genotype) if genotype else _of_path(text, pathlib.Path(workdir))
 
 
 def record(source: Source | None, directory: records.RunDirectory) -> None:
@@ -113,7 +137,7 @@ def with_absolute_path(init_from: str | None) -> str | None:
   """Returns `config.init_from` for a process with another current folder."""
   if init_from is None or _parse(init_from):
     return init_from
-  return os.path.abspath(os.path.expanduser(init_from))
+  return str(_path(init_from))
 
 
 def _parse(text: str) -> Genotype | None:
@@ -125,8 +149,12 @@ def _parse(text: str) -> Genotype | None:
   return genotype if len(genotype) else None
 
 
+def _path(text: str) -> pathlib.Path:
+  return pathlib.Path(os.path.abspath(os.path.expanduser(text)))
+
+
 def _of_path(text: str, workdir: pathlib.Path) -> Source:
-  path = pathlib.Path(os.path.abspath(os.path.expanduser(text)))
+  path = _path(text)
   recorded = initial_network.read(workdir)
   if recorded is None:
     found, variables = _read(text, path)
@@ -147,19 +175,38 @@ def _of_path(text: str, workdir: pathlib.Path) -> Source:
 
 def _read(text: str, path: pathlib.Path) -> tuple[InitialNetwork, Mapping[str, Any]]:
   """Returns the network of a finished run or of an export, and its weights."""
-  wrong = f'config.init_from: got {text!r}, want {_WANTED}'
-  try:
-    if os.path.lexists(path / exported_files.DESCRIPTION):
+  with _naming(text):
+    if _is_exported(path):
       description = exported_files.read_description(path)
       genotype, class_names = description.genotype, description.class_names
       variables = exported_files.read_weights(path, description)
-    elif os.path.lexists(path / 'config.json'):
+    else:
       found = network.of_run(path)
       genotype, class_names = found.network.genotype, found.network.class_names
       variables = found.variables
-    else:
-      raise UserError(wrong)
-  except UserError as error:
-    raise UserError(wrong if str(error) == wrong else f'{wrong}: {error}') from error
   digest = digests.of_arrays(traverse_util.flatten_dict(variables, sep='/'))
   return InitialNetwork(str(path), genotype, class_names, digest), variables
+
+
+def _is_exported(path: pathlib.Path) -> bool:
+  """Returns whether a folder is an exported network's, and not a run directory.
+
+  Raises:
+    UserError: If it is neither.
+  """
+  is_exported = os.path.lexists(path / exported_files.DESCRIPTION)
+  if not is_exported and not os.path.lexists(path / 'config.json'):
+    raise UserError(f'no network at {path}')
+  return is_exported
+
+
+@contextlib.contextmanager
+def _naming(text: str) -> Iterator[None]:
+  """Names the field in the errors of its body."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(
+      f'config.init_from: got {text!r}, want a genotype such as 64c3 96c3s2, a finished'
+      f' run or an exported network: {error}'
+    ) from error

@@ -238,6 +238,7 @@ _BAD_OPTIONS = {
   ),
   'a section without its field': ({'completion': 3}, 'completion: got no field'),
   'an unknown setting': ({'setting': 'x'}, "config: got setting 'x', want one of"),
+  'settings': ({'setting': ['x']}, "setting: got ['x'], want the name of one"),
   'a configuration that is none': ({'config': {}}, 'config: got dict, want'),
   'a large batch': ({'batch_size': 99}, 'config.batch_size: got 99, want at most'),
   'a size of no images': (

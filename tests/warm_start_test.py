@@ -26,9 +26,9 @@ from tests import conftest
 
 
 def make_config(init_from=None, **fields):
-  """A search of three evaluations of an epoch each."""
+  """A search of two evaluations of an epoch each."""
   config = conftest.make_tiny_config()
-  config.budget_epochs = 3
+  config.budget_epochs = 2
   config.checkpoint_epochs = ()
   config.completion.epochs, config.completion.learning_rates = (1,), (1e-3,)
   config.init_from = init_from and str(init_from)
@@ -40,7 +40,7 @@ def make_config(init_from=None, **fields):
 def source(tmp_path_factory):
   """A finished run, and its network in a folder."""
   root = tmp_path_factory.mktemp('source')
-  search.run(make_config(), root / 'run')
+  search.run(make_config('4c3 8c3'), root / 'run')
   export.export(root / 'run', root / 'exported')
   return root
 
@@ -89,16 +89,31 @@ def test_children_of_the_first_network_number_their_blocks_on(source, warm):
 
 
 @pytest.mark.parametrize('algorithm', ['one_plus_one', 'population', 'random_search'])
-def test_every_algorithm_starts_from_a_genotype_with_fresh_weights(tmp_path, algorithm):
+def test_every_algorithm_starts_from_a_genotype_with_fresh_weights(
+  source, tmp_path, algorithm
+):
   config = make_config('8c1 4c3s2', algorithm=algorithm, inheritance='none')
-  config.budget_epochs, config.completion.enabled = 2, False
-  search.run(config, tmp_path / 'run')
-  first, second = conftest.read_events(tmp_path / 'run')
-  assert first['genotype'] == [[8, 1, 1], [4, 3, 2]]
-  assert second['genotype'] != first['genotype']
-  config.init_from, config.budget_epochs = None, 1
-  search.run(config, tmp_path / 'other')
-  assert conftest.read_events(tmp_path / 'other')[0]['genotype'] != first['genotype']
+  directory = records.RunDirectory(tmp_path / 'run', config.to_dict())
+  loaded = warm_start.load(config, tmp_path / 'run')
+  state = search_state.initial_state(config)
+  state = warm_start.begin(state, loaded, directory, ('a', 'b'))
+  (first,) = state.ask()
+  assert (str(first.genotype), first.parents, first.variables) == (
+    '8c1 4c3s2',
+    (),
+    None,
+  )
+  following = state.tell(first.genotype, 0.5)
+  second = following.ask()[0]
+  assert second.genotype != first.genotype
+  assert len(second.parents) == (algorithm != 'random_search')
+  # A search that goes on has no first network any more.
+  assert warm_start.begin(following, loaded, directory, ('a', 'b')) is following
+  # The source was found by a search that has started from a genotype.
+  assert conftest.read_events(source / 'run')[0]['genotype'] == [
+    [4, 3, 1],
+    [8, 3, 1],
+  ]
 
 
 # ------------------------------------------------------------------------------
@@ -211,7 +226,7 @@ def test_a_source_that_cannot_be_read_any_more_is_not_needed(source, warm, tmp_p
 def test_a_source_that_was_exchanged_is_refused(source, warm, tmp_path, num_events):
   config, workdir = begun(warm, tmp_path, source, num_events)
   shutil.rmtree(tmp_path / 'run')
-  search.run(make_config(seed=5), tmp_path / 'run')
+  search.run(make_config('4c3 8c3', seed=5), tmp_path / 'run')
   before = sorted(workdir.rglob('*'))
   with pytest.raises(UserError, match='another network than when') as error:
     search.run(config, workdir)
@@ -261,9 +276,9 @@ def test_a_record_of_another_network_is_named(source, warm, tmp_path, change):
     ('16c3', 'got 16c3, want a network of the search space: filters (4, 8)'),
     ('4c3 8c5', 'kernel_sizes (1, 3)'),
     ('4c3s2 4c3s2 4c3s2 4c3s2', 'at most 3'),
-    ('64x3', "got '64x3', want a genotype"),
+    ('64x3', "got '64x3', want a genotype such as"),
     ('RUN', 'without result.json'),
-    ('EMPTY', 'a finished run or an exported network'),
+    ('EMPTY', 'a finished run or an exported network: no network at'),
     ('CUT', 'weights.safetensors'),
   ],
 )
@@ -281,6 +296,18 @@ def test_what_is_no_start_of_the_search_is_one_line(source, tmp_path, init_from,
   assert named in str(error.value)
   assert '\n' not in str(error.value)
   assert not (tmp_path / 'new').exists()
+
+
+def test_a_study_checks_the_start_without_a_device(source):
+  # Where JAX were initialised, this platform would raise.
+  program = (
+    'import sys; from lamarck_jax.study import runner\n'
+    'for path in sys.argv[1:3]:\n'
+    '  runner.make_tasks("configs/digits.py", {"init_from": path, '
+    '"search_space.filters": (4, 8)}, ["lamarckian"], 2, sys.argv[3])'
+  )
+  paths = [str(source / name) for name in ('run', 'exported', 'study')]
+  conftest.run_program(program, *paths, JAX_PLATFORMS='nowhere')
 
 
 def test_a_network_larger_than_the_search_space_is_refused(source, tmp_path):

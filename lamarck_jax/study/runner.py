@@ -144,7 +144,7 @@ def make_tasks(
   config_lib.check_typed([task.config for task in tasks], overrides)
   for task in tasks:
     if not (task.workdir / 'config.json').exists():
-      warm_start.load(task.config, task.workdir)  # A run that has begun has a copy.
+      warm_start.check(task.config, task.workdir)
     if not _is_damaged(task.workdir):
       records.check(task.workdir, task.config.to_dict())
   return tasks

@@ -101,22 +101,13 @@ def test_outcomes_come_in_the_order_of_the_candidates(num_workers):
 def test_outcomes_come_in_order_whichever_worker_is_done_first():
   engine = ScriptedEngine(3)
 
-  def last_one_first(_):
-    training = engine.training()
-    if len(training) == 3 or 5 in training.values():
-      max(training, key=training.get).succeed()
+  def succeed_together(worker):
+    if worker.candidate == 3:
+      for other in reversed(engine.workers):
+        other.succeed()
 
-  engine.on_evaluate = last_one_first
-  workers = Workers(engine)
-  workers.start(None)
-  workers.send_dataset('data')
-  generation = [Candidate(i, Offspring(Genotype.parse('4c1'))) for i in range(1, 4)]
-  with Progress(100, file=io.StringIO()) as progress:
-    outcomes = workers.evaluate(generation, progress)
-    engine.on_evaluate = lambda worker: (
-      [w.succeed() for w in reversed(engine.workers)] if worker.candidate == 3 else None
-    )
-    assert fitnesses(outcomes) == FITNESSES[:3]
+  engine.on_evaluate = succeed_together
+  assert fitnesses(evaluate(engine, count=3)) == FITNESSES[:3]
 
 
 def test_an_outcome_is_given_as_soon_as_all_before_it_are_known():
@@ -148,23 +139,23 @@ def test_the_candidate_of_a_worker_that_dies_is_evaluated_by_its_replacement():
 
 
 def test_a_candidate_that_ends_its_workers_fails_after_a_try_alone():
-  engine = ScriptedEngine(3)
+  engine = ScriptedEngine(2)
   beside = []
 
   def die(worker):
+    others = [other for other in engine.training() if other is not worker]
     if worker.candidate == 3:
-      beside.append(len(engine.training()) - 1)
+      beside.append(len(others))
       worker.report(Kind.DIED, 'signal 9')
-    elif len(beside) != 1:  # The others take longer than the first two deaths.
+      for other in others if len(beside) == 2 else []:
+        other.succeed()
+    elif len(beside) != 1:  # The fourth one takes longer than two deaths.
       worker.succeed()
-      for other in engine.training():
-        if other.candidate != 3:
-          other.succeed()
 
   engine.on_evaluate = die
   outcomes = evaluate(engine)
+  assert beside == [0, 1, 0]
   assert len(beside) == MAX_DEATHS
-  assert beside[-1] == 0
   assert fitnesses(outcomes) == [0.01, 0.02, None, 0.04, 0.05]
   assert outcomes[2].failure == f'its worker died {MAX_DEATHS} times: signal 9'
 
