@@ -7,6 +7,7 @@ intervals are bootstrapped over searches, and the test is given for their means 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
+import json
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy import stats
 from benchmarks import crossover_births
 from benchmarks.results_cells import RESULTS, mean_std, p_value, study
 from lamarck_jax.study import analysis, tables
+from lamarck_jax.study.results import Setting
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -233,7 +235,12 @@ def searches() -> str:
   if found is None:
     return _NO_RUNS
   last = found.budget_epochs
-  header = ['Setting, percent', 'n', f'Best validation accuracy @{last}']
+  header = [
+    'Setting, percent',
+    'n',
+    'Crossovers per run',
+    f'Best validation accuracy @{last}',
+  ]
   header += ['Stitched less it, points', 'p', 'p Holm']
   header += [f'Test accuracy @{last}', 'Stitched less it, points', 'p', 'p Holm']
   cells = {}
@@ -259,12 +266,23 @@ def searches() -> str:
     [
       setting.name.replace('_', ' '),
       str(len(setting.runs)),
+      _crossovers(setting),
       *cells[setting.name, 'validation'],
       *cells[setting.name, 'test'],
     ]
     for setting in found.settings
   ]
   return tables.markdown(header, rows)
+
+
+def _crossovers(setting: Setting) -> str:
+  """Returns the median number of children of two parents."""
+  counts = []
+  for run in setting.runs:
+    path = RESULTS / SEARCHES / setting.name / f'seed{run.seed}' / 'events.jsonl'
+    events = map(json.loads, path.read_text().splitlines())
+    counts.append(sum(len(event.get('parents', [])) == 2 for event in events))
+  return f'{np.median(counts):g}'
 
 
 def search_p_values(samples: Mapping[str, np.ndarray]) -> dict[str, float]:
