@@ -1,11 +1,14 @@
 """The experiment on crossover: its paired births, and what its tables say of them."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 import scipy.stats
 
 from benchmarks import crossover_births, crossover_states, crossover_tables
+from benchmarks.results_cells import RESULTS
 from lamarck_jax import crossover
 from lamarck_jax.crossover import Cut
 from lamarck_jax.evolution import Individual
@@ -168,3 +171,22 @@ def test_completions_are_compared_in_pairs_with_those_from_fresh_weights(records
   assert row[4] == '23, 1, 0'
   assert cells(table)['fresh', '24'][3:] == ['', '', '']
   assert '| stitched' in crossover_tables.arms(records)
+
+
+def test_searches_are_tested_two_sided_against_the_first_setting(monkeypatch):
+  monkeypatch.setattr(crossover_tables, 'SEARCHES', 'digits')
+  table = cells(crossover_tables.searches())
+  samples = {}
+  for name in ('lamarckian', 'baseline_1', 'baseline_2'):
+    samples[name] = [
+      max(json.loads(line)['fitness'] for line in path.read_text().splitlines())
+      for path in sorted((RESULTS / 'digits' / name).glob('seed*/events.jsonl'))
+    ]
+    row = table[name.replace('_', ' '), '20']
+    assert row[0] == '0'
+    mean = float(row[1].partition('±')[0])
+    assert mean == pytest.approx(100 * np.mean(samples[name]), abs=0.051)
+    if name != 'lamarckian':
+      p = scipy.stats.mannwhitneyu(samples['lamarckian'], samples[name]).pvalue
+      assert float(row[3]) == pytest.approx(p, rel=0.5)
+      assert float(row[4]) in (pytest.approx(p, rel=0.5), pytest.approx(2 * p, rel=0.5))

@@ -27,7 +27,9 @@ class Walk:
 
   living = needed
 
-  def tell(self, child: object, fitness: float | None) -> 'Walk':
+  def tell(
+    self, child: object, fitness: float | None, correct: object = None
+  ) -> 'Walk':
     return Walk(self.count + 1)
 
 
