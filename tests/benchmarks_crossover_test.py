@@ -35,6 +35,7 @@ def births(tmp_path_factory, trainer):
   return out
 
 
+@pytest.mark.slow
 def test_interrupted_births_are_those_of_one_run(births, tmp_path, trainer):
   out = tmp_path / 'births.jsonl'
   crossover_births.run(out, 3, trainer, tiny=True)
