@@ -42,6 +42,7 @@ def test_interrupted_births_are_those_of_one_run(births, tmp_path, trainer):
   assert out.read_bytes() == births.read_bytes()
 
 
+@pytest.mark.slow
 def test_arms_of_a_state_differ_as_they_should(births):
   for index, record in enumerate(crossover_births.read(births)):
     arms = record['arms']
