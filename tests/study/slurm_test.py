@@ -73,7 +73,7 @@ def test_a_job_that_has_not_ended_is_cancelled_when_the_study_ends(
   while not read_events(task):
     assert not outcome.done()
   executor.close()
-  assert outcome.exception(timeout=60)
+  assert outcome.exception(timeout=200)  # A busy machine takes its time.
   assert not job_processes(folder)
 
 
