@@ -123,3 +123,9 @@ def test_the_test_for_every_sentence_of_the_paper_exists():
     assert names, sentence
     for name in names:
       assert f'\ndef {name}(' in tests, name
+
+
+def test_the_reference_has_every_package():
+  reference = (_ROOT / 'docs' / 'reference.md').read_text()
+  for path in (_ROOT / 'lamarck_jax').glob('*/__init__.py'):
+    assert f'\nreference/{path.parent.name}\n' in reference
