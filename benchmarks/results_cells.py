@@ -82,6 +82,8 @@ def p_value(p: float) -> str:
   """Returns a p value with two digits, or one if it is below 0.01."""
   if np.isnan(p):
     return '-'
+  if p < 1e-6:
+    return f'{p:.0e}'
   digits = 2 if p >= 0.0095 else 1
   return np.format_float_positional(float(f'{p:.{digits}g}'), trim='-')
 

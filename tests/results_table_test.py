@@ -92,7 +92,9 @@ def _p_values(names):
     found |= _remedies()
   # As the tables have them, which follow from the files.
   for table in _crossover_tables(names):
-    found |= {float(p) for p in re.findall(r'(?<=\| )[01]\.\d+(?= *\|)', table)}
+    found |= {
+      float(p) for p in re.findall(r'(?<=\| )(?:[01]\.\d+|\de-\d+)(?= *\|)', table)
+    }
   for name in set(names) & set(results_cells.PLANNED):
     for other in results_cells.BASELINES:
       found.add(results_cells.comparison(name, results_cells.TEST, other).p_holm)
