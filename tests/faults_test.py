@@ -67,6 +67,7 @@ def test_a_loss_that_is_not_finite_is_recorded(tiny_config, tmp_path):
   assert all(event['fitness'] == 0 for event in read_events(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_search_survives_candidates_that_run_out_of_memory(tmp_path):
   """The limit is real, and a single activation of 60,000 filters exceeds it.
 

@@ -187,6 +187,7 @@ def test_training_is_augmented_only_where_it_is_asked_for(tiny_dataset):
   assert np.any(plain != kernel(augmentation=Augmentation(shift=1)))
 
 
+@pytest.mark.slow
 def test_devices_that_share_a_batch_draw_what_one_draws(shared_compilation_cache):
   program = """
 import json, sys

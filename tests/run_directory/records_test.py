@@ -274,7 +274,7 @@ def test_a_damaged_environment_is_kept_beside_the_new_one(directory):
 # ------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=75, deadline=None, derandomize=True)
 @given(st.data())
 def test_readers_of_damaged_files_raise_only_the_errors_of_the_project(
   tmp_path_factory, data
@@ -291,7 +291,7 @@ def test_readers_of_damaged_files_raise_only_the_errors_of_the_project(
   _read_all(path)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=75, deadline=None, derandomize=True)
 @given(
   st.sampled_from(
     ['config.json', 'events.jsonl', 'result.json', 'weights/000002.safetensors']

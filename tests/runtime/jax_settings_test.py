@@ -137,6 +137,7 @@ def run_command(path, cache, **environment: str):
   )
 
 
+@pytest.mark.slow
 def test_the_environment_changes_no_search(
   short_config, undisturbed, tmp_path, shared_compilation_cache
 ):

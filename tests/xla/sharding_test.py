@@ -60,6 +60,7 @@ def test_devices_that_share_a_batch_train_as_one_does(shared_compilation_cache):
   assert shared['accuracy'] == pytest.approx(single['accuracy'], abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_deep_network_trains_on_devices_that_wait_for_one_another():
   """More programs than the CPU's client takes at once could deadlock."""
   program = """
