@@ -211,8 +211,8 @@ def read_program(path: pathlib.Path, description: Description) -> bytes:
     if name in description.digests and os.path.lexists(path / name):
       contents[name] = _read(path / name)
   for name, content in contents.items():
-    wanted = description.digests.get(name)
-    if wanted is not None and hashlib.sha256(content).hexdigest() != wanted:
+    expected = description.digests.get(name)
+    if expected is not None and hashlib.sha256(content).hexdigest() != expected:
       raise _other_digest(path / name)
   return contents[PROGRAM]
 
@@ -224,8 +224,8 @@ def read_weights(path: pathlib.Path, description: Description) -> dict[str, Any]
     UserError: If they are missing, or not the described network's.
   """
   file = path / WEIGHTS
-  content, wanted = _read(file), description.digests.get(WEIGHTS)
-  if wanted is not None and hashlib.sha256(content).hexdigest() != wanted:
+  content, expected = _read(file), description.digests.get(WEIGHTS)
+  if expected is not None and hashlib.sha256(content).hexdigest() != expected:
     raise _other_digest(file)
   *_, channels = description.image_shape
   shapes = model.variable_shapes(

@@ -95,33 +95,35 @@ def _stratified(
 # ------------------------------------------------------------------------------
 
 
-def _num_validation(name: str, wanted: int | None, size: int, num_classes: int) -> int:
+def _num_validation(
+  name: str, requested: int | None, size: int, num_classes: int
+) -> int:
   """Returns the number of validation examples, of `size` examples."""
-  if wanted is None:
-    wanted = min(_MAX_VALIDATION, size // _VALIDATION_FRACTION)
-    wanted = max(wanted, num_classes)
-  if not num_classes <= wanted <= size - num_classes:
+  if requested is None:
+    requested = min(_MAX_VALIDATION, size // _VALIDATION_FRACTION)
+    requested = max(requested, num_classes)
+  if not num_classes <= requested <= size - num_classes:
     raise DatasetError(
-      f'dataset.num_validation: got {wanted}, want {num_classes} to'
+      f'dataset.num_validation: got {requested}, want {num_classes} to'
       f' {size - num_classes} ({name} has {size} training examples'
       f'{_of_classes(num_classes)})'
     )
-  return wanted
+  return requested
 
 
 def _num_train(
-  name: str, wanted: int | None, left: int, num_validation: int, num_classes: int
+  name: str, requested: int | None, left: int, num_validation: int, num_classes: int
 ) -> int:
   """Returns the number of training examples, of `left` examples."""
-  if wanted is None:
-    wanted = left
-  if not num_classes <= wanted <= left:
+  if requested is None:
+    requested = left
+  if not num_classes <= requested <= left:
     raise DatasetError(
-      f'dataset.num_train: got {wanted}, want {num_classes} to {left} ({name} has'
+      f'dataset.num_train: got {requested}, want {num_classes} to {left} ({name} has'
       f' {left + num_validation} training examples{_of_classes(num_classes)},'
       f' {num_validation} of them for validation)'
     )
-  return wanted
+  return requested
 
 
 def _of_classes(num_classes: int) -> str:

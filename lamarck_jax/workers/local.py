@@ -107,6 +107,8 @@ class LocalWorker:
     try:
       while True:
         self._report(Report(self, *self._connection.recv()))
+    # The other end of the pipe is a process that this one has started, and nobody else;
+    # a message is torn where that process died while sending.
     except (EOFError, OSError, pickle.UnpicklingError):
       self._process.join()
       code = self._process.exitcode or 0
