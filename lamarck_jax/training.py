@@ -21,9 +21,16 @@ from lamarck_jax.data.on_device import DeviceData, Images, Targets
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import CLASSIFIER, Variables
-from lamarck_jax.runtime import devices, jax_settings
-from lamarck_jax.xla import cross_entropy, fused_block, programs, sharding
+from lamarck_jax.runtime import compilation_cache, devices, jax_settings
+from lamarck_jax.xla import (
+  cross_entropy,
+  fused_block,
+  program_cache,
+  programs,
+  sharding,
+)
 from lamarck_jax.xla.programs import BlockPrograms, HeadPrograms, Tree
+from lamarck_jax.xla.stored_programs import StoredPrograms
 
 
 class TrainingState(NamedTuple):
@@ -206,7 +213,8 @@ class Trainer:
     self.class_names = dataset.class_names
     self.image_shape = dataset.image_shape
     self.description = dataset.description
-    self.programs = programs.ProgramCache(
+    cache = compilation_cache.current()
+    self.programs = program_cache.ProgramCache(
       programs.BlockFunctions(
         model.block_shapes, adam(0.0).init, forward, backward, infer
       ),
@@ -216,6 +224,7 @@ class Trainer:
       batch_size=batch_size,
       num_threads=devices.num_cores(),
       decorator=jax_settings.applied(),
+      stored=StoredPrograms(cache) if cache else None,
     )
     self._dtype = jnp.dtype(compute_dtype).type
     self.data = DeviceData(dataset, batch_size, augmentation, class_weights)

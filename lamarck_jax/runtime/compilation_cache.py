@@ -5,9 +5,10 @@ only a folder that nobody else can write to is used, each entry carries a digest
 entry during whose loading a process ended is removed by the next one to start.
 
 JAX's own file cache has none of this, and one damaged entry ends its writes for good
-(jax-ml/jax#39880). `ProgramCache` takes its place.
+(jax-ml/jax#39880). `DiskCache` takes its place.
 """
 
+from collections.abc import Callable, Iterator
 import contextlib
 import fcntl
 import grp
@@ -28,6 +29,8 @@ from jax._src import compilation_cache as jax_cache
 from jax.experimental.compilation_cache import compilation_cache as public_jax_cache
 
 from lamarck_jax.errors import UserError
+
+_current: 'DiskCache | None' = None
 
 _MAX_BYTES = 4 * 2**30
 _ENTRY = '.program'
@@ -54,6 +57,8 @@ def enable(directory: str | None = None) -> None:
     directory: The directory, created if missing; None for `default_directory()`, empty
       for no cache.
   """
+  global _current
+  _current = None
   if directory is None:
     directory = default_directory()
   if not directory:
@@ -61,14 +66,21 @@ def enable(directory: str | None = None) -> None:
     return
   try:
     path = _private_directory(directory)
-    _install(ProgramCache(path, _MAX_BYTES), path)
+    cache = DiskCache(path, _MAX_BYTES)
+    _install(cache, path)
+    _current = cache
   except (UserError, OSError) as error:
     jax.config.update('jax_enable_compilation_cache', False)
     reason = f'{directory}: {error.strerror}' if isinstance(error, OSError) else error
     logging.warning('no compilation cache: %s', reason)
 
 
-def _install(programs: 'ProgramCache', path: pathlib.Path) -> None:
+def current() -> 'DiskCache | None':
+  """Returns the cache that `enable` has made JAX use, if there is one."""
+  return _current
+
+
+def _install(programs: 'DiskCache', path: pathlib.Path) -> None:
   """Makes JAX use a cache; there is no public way to give it one of another kind.
 
   Raises:
@@ -146,7 +158,14 @@ def _is_of_one(group_id: int) -> bool:
 # ------------------------------------------------------------------------------
 
 
-class ProgramCache:
+class _Thread(threading.local):
+  """What a cache knows of the thread that calls it."""
+
+  requested_key: str | None = None
+  is_hidden = False
+
+
+class DiskCache:
   """Compiled programs on disk by key, with the interface of JAX's caches.
 
   Any number of processes may share a folder, and be killed at any time: an entry is
@@ -171,6 +190,7 @@ class ProgramCache:
     self._path = path  # JAX logs it.
     self._max_bytes = max_bytes
     self._lock = threading.Lock()
+    self._thread = _Thread()
     self._loading: dict[int, str] = {}  # The key that a thread loads.
     self._room = 0  # Bytes to write until the folder's size is looked at again.
     self._has_warned = False
@@ -179,6 +199,9 @@ class ProgramCache:
 
   def get(self, key: str) -> bytes | None:
     """Returns a program, or None if there is none that is as it was written."""
+    self._thread.requested_key = key
+    if self._thread.is_hidden:
+      return None
     self._set_loading(None)
     path = self._entry(key)
     try:
@@ -196,6 +219,8 @@ class ProgramCache:
 
   def put(self, key: str, value: bytes) -> None:
     """Adds a program, or replaces it."""
+    if self._thread.is_hidden:
+      return
     path = self._entry(key)
     if self._set_loading(None) == key:
       self._warn(f'got a program that cannot be loaded in {path}; it is replaced')
@@ -211,10 +236,29 @@ class ProgramCache:
       with contextlib.suppress(OSError):
         temporary.unlink()
 
-  def on_event(self, event: str, **_: Any) -> None:
+  def is_loaded(self) -> None:
     """Notes that the program that `get` returned last in this thread is loaded."""
+    self._set_loading(None)
+
+  def on_event(self, event: str, **_: Any) -> None:
+    """Notes it where JAX says so."""
     if event == '/jax/compilation_cache/cache_hits':
-      self._set_loading(None)
+      self.is_loaded()
+
+  @contextlib.contextmanager
+  def hidden(self) -> Iterator[None]:
+    """Hides all programs from this thread; what it adds is dropped."""
+    self._thread.is_hidden = True
+    try:
+      yield
+    finally:
+      self._thread.is_hidden = False
+
+  def requested_key(self, function: Callable[[], Any]) -> str | None:
+    """Returns the key that a function makes this thread get last; None if none."""
+    self._thread.requested_key = None
+    function()
+    return self._thread.requested_key
 
   def _entry(self, key: str) -> pathlib.Path:
     return self._path / f'{key}{_ENTRY}'

@@ -7,7 +7,7 @@ all networks of a trainer; a mutation compiles those of one or two blocks.
 """
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import concurrent.futures
 import dataclasses
 import functools
@@ -16,19 +16,17 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
+from jax import stages
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lamarck_jax.xla import compiler, sharding
-from lamarck_jax.xla.fused_block import ConvBlock
 
 # A tree of arrays, or of their shapes, dtypes and shardings.
 Tree = Any
 
-# The programs of this many blocks stay in memory. On CPU a block's three have some 120
-# memory maps and 3 MB, and the kernel allows a process 65,530 maps. An individual has
-# some ten blocks; what is dropped comes back from the cache on disk.
-MAX_BLOCKS_IN_MEMORY = 32
+# Compiles a traced program with XLA's options.
+CompileProgram = Callable[[stages.Lowered, compiler.Options | None], stages.Compiled]
 
 # The number of programs that may wait for the device at once. The CPU's client takes 32
 # for each device. The next one waits in a thread of its pool, and where devices share a
@@ -84,20 +82,19 @@ class _Argument:
   index: int
 
 
-@dataclasses.dataclass(frozen=True)
-class BlockPrograms:
+class BlockPrograms(NamedTuple):
   """The compiled programs of a block."""
 
-  _forward: Callable[..., Any]
-  _backward: Callable[..., Any]
-  _infer: Callable[..., Any]
+  compiled_forward: stages.Compiled
+  compiled_backward: stages.Compiled
+  compiled_infer: stages.Compiled
 
   def forward(
     self, params: Tree, batch_stats: Tree, inputs: Tree
   ) -> tuple[jax.Array, Tree, tuple[Tree, list[jax.Array]]]:
     """Returns outputs, updated statistics and the residuals for `backward`."""
-    outputs, pullback, batch_stats = self._forward(params, batch_stats, inputs)
-    return outputs, batch_stats, (inputs, jax.tree.leaves(pullback))
+    outputs, residuals, batch_stats = self.compiled_forward(params, batch_stats, inputs)
+    return outputs, batch_stats, (inputs, residuals)
 
   def backward(
     self,
@@ -116,22 +113,28 @@ class BlockPrograms:
       opt_state: It is overwritten.
       learning_rate: Adam's, float32 scalar.
     """
-    return self._backward(*residuals, gradient, params, opt_state, learning_rate)
+    return self.compiled_backward(
+      *residuals, gradient, params, opt_state, learning_rate
+    )
 
   def infer(self, params: Tree, batch_stats: Tree, inputs: Tree) -> jax.Array:
     """Returns the outputs in evaluation mode."""
-    return self._infer(params, batch_stats, inputs)
+    return self.compiled_infer(params, batch_stats, inputs)
 
 
 class HeadPrograms(NamedTuple):
   """The compiled programs of the head, with the arguments of `HeadFunctions`."""
 
-  train: Callable[..., Any]
-  infer: Callable[..., Any]
+  train: stages.Compiled
+  infer: stages.Compiled
 
 
 def compile_block(
-  functions: BlockFunctions, module: nn.Module, inputs: Tree, tracing: threading.Lock
+  functions: BlockFunctions,
+  module: nn.Module,
+  inputs: Tree,
+  tracing: threading.Lock,
+  compile_program: CompileProgram = stages.Lowered.compile,
 ) -> BlockPrograms:
   """Compiles the programs of a block.
 
@@ -141,8 +144,9 @@ def compile_block(
     inputs: Shapes, dtypes and shardings of what it gets; the first axis of activations
       is the batch.
     tracing: Held while Python traces, not while XLA compiles.
+    compile_program: Compiles a traced program with options.
   """
-  mesh = _mesh(inputs)
+  mesh = sharding.mesh_of(inputs)
   sharded, replicated = sharding.sharded(mesh), sharding.replicated(mesh)
   variables = functions.shapes(module, _num_channels(inputs))
   params, batch_stats = variables['params'], variables['batch_stats']
@@ -151,18 +155,20 @@ def compile_block(
     (params, batch_stats, opt_state), replicated
   )
   options = compiler.block_options(mesh.devices.flat[0].platform)
+  structures: list[jax.tree_util.PyTreeDef] = []
   with jax.set_mesh(mesh), concurrent.futures.ThreadPoolExecutor(1) as thread:
     with tracing:
       forward = jax.jit(
-        functools.partial(_forward_sharded, functions.forward, module, sharded),
+        functools.partial(
+          _forward_with_residuals, functions.forward, module, sharded, structures
+        ),
         out_shardings=(sharded, None, replicated),
       ).lower(params, batch_stats, inputs)
-    compiled_forward = thread.submit(forward.compile, options)
-    outputs, pullback, _ = forward.out_info
-    residuals, structure = jax.tree.flatten(pullback)
+    compiled_forward = thread.submit(compile_program, forward, options)
+    outputs, residuals, _ = forward.out_info
     with tracing:
       backward = jax.jit(
-        functools.partial(_backward_of_residuals, functions.backward, structure),
+        functools.partial(_backward_of_residuals, functions.backward, structures[-1]),
         donate_argnames='opt_state',
         out_shardings=(sharded, replicated, replicated),
       ).lower(
@@ -173,37 +179,42 @@ def compile_block(
         opt_state,
         _scalar(jnp.float32, replicated),
       )
-    compiled_backward = backward.compile(options)
+    compiled_backward = compile_program(backward, options)
     with tracing:
       infer = jax.jit(
         functools.partial(functions.infer, module), out_shardings=sharded
       ).lower(params, batch_stats, inputs)
-    compiled_infer = infer.compile(options)
+    compiled_infer = compile_program(infer, options)
   return BlockPrograms(compiled_forward.result(), compiled_backward, compiled_infer)
 
 
-def _forward_sharded(
+def _forward_with_residuals(
   forward: Callable[..., Any],
   module: nn.Module,
   sharded: NamedSharding,
+  structures: list[jax.tree_util.PyTreeDef],
   params: Tree,
   batch_stats: Tree,
   inputs: Tree,
 ) -> Any:
-  """Leaves arguments out of the residuals, and fixes how the others are kept.
+  """Returns the pullback's leaves in its place, and adds its structure to `structures`.
 
-  A program that returned an argument would copy it. Without the constraint XLA's
-  partitioner would choose the sharding.
+  JAX keeps the structures of the arguments and outputs of compiled programs for good,
+  and a pullback's holds jaxprs, some 40 KB a block.
   """
   outputs, pullback, batch_stats = forward(module, params, batch_stats, inputs)
   arguments = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves((params, inputs)))}
 
   def keep(leaf: Any) -> Any:
     if id(leaf) in arguments:
+      # A program that returned an argument would copy it.
       return _Argument(arguments[id(leaf)])
+    # Without the constraint XLA's partitioner would choose the sharding.
     return jax.lax.with_sharding_constraint(leaf, _kept(leaf, outputs, sharded))
 
-  return outputs, jax.tree.map(keep, pullback), batch_stats
+  residuals, structure = jax.tree.flatten(jax.tree.map(keep, pullback))
+  structures.append(structure)
+  return outputs, residuals, batch_stats
 
 
 def _backward_of_residuals(
@@ -216,11 +227,7 @@ def _backward_of_residuals(
   opt_state: Tree,
   learning_rate: jax.Array,
 ) -> Any:
-  """Takes the leaves of the pullback in its place.
-
-  JAX keeps the structures of the arguments of compiled programs for good, and a
-  pullback's holds jaxprs, some 40 KB a block.
-  """
+  """Takes the leaves of the pullback in its place."""
   arguments = jax.tree.leaves((params, inputs))
   pullback = jax.tree.map(
     lambda leaf: arguments[leaf.index] if isinstance(leaf, _Argument) else leaf,
@@ -243,6 +250,7 @@ def compile_head(
   inputs: jax.ShapeDtypeStruct,
   targets: Tree,
   tracing: threading.Lock,
+  compile_program: CompileProgram = stages.Lowered.compile,
 ) -> HeadPrograms:
   """Compiles the programs of a classifier.
 
@@ -252,8 +260,9 @@ def compile_head(
     inputs: Shape, dtype and sharding of the last block's outputs.
     targets: Shapes, dtypes and shardings of the labels.
     tracing: Held while Python traces, not while XLA compiles.
+    compile_program: Compiles a traced program with options.
   """
-  mesh = _mesh(inputs)
+  mesh = sharding.mesh_of(inputs)
   sharded, replicated = sharding.sharded(mesh), sharding.replicated(mesh)
   params = functions.shapes(module, _num_channels(inputs))['params']
   opt_state = jax.eval_shape(functions.init_optimizer, params)
@@ -272,15 +281,13 @@ def compile_head(
       infer = jax.jit(
         functools.partial(functions.infer, module), out_shardings=replicated
       ).lower(params, inputs, targets, count, counts)
-    return HeadPrograms(train.compile(options), infer.compile(options))
+    return HeadPrograms(
+      compile_program(train, options), compile_program(infer, options)
+    )
 
 
 def _num_channels(inputs: Tree) -> int:
   return jax.tree.leaves(inputs)[0].shape[-1]
-
-
-def _mesh(inputs: Tree) -> Mesh:
-  return jax.tree.leaves(inputs)[0].sharding.mesh
 
 
 def _struct(leaf: Any, leaf_sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -293,98 +300,6 @@ def _structs(tree: Tree, leaf_sharding: NamedSharding) -> Any:
 
 def _scalar(dtype: Any, replicated: NamedSharding) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct((), dtype, sharding=replicated)
-
-
-class ProgramCache:
-  """The programs of the blocks and heads used last, compiled in threads.
-
-  Attributes:
-    num_compiled: Number of blocks and heads compiled so far.
-  """
-
-  def __init__(
-    self,
-    block: BlockFunctions,
-    head: HeadFunctions,
-    *,
-    batch_size: int,
-    num_threads: int,
-    decorator: Callable[[Any], Callable[..., Any]] = lambda function: function,
-    max_blocks: int = MAX_BLOCKS_IN_MEMORY,
-  ):
-    """Starts without any program.
-
-    Args:
-      block, head: What is compiled for each, for batches of `batch_size`.
-      num_threads: Number of blocks compiled at a time.
-      decorator: Applied to what runs in these threads, for JAX's settings.
-      max_blocks: Number of blocks and heads whose programs stay in memory.
-    """
-    self.num_compiled = 0
-    self._num_traced = 0  # Since JAX's caches were dropped last.
-    self._block, self._head, self._batch_size = block, head, batch_size
-    self._max_blocks, self._decorator = max_blocks, decorator
-    # Threads that trace take the interpreter from one another, and from the one that
-    # trains: on a GPU it starts a program in 0.16 ms beside one of them, in 0.70 ms
-    # beside four.
-    self._tracing = threading.Lock()
-    self._threads = concurrent.futures.ThreadPoolExecutor(
-      num_threads, thread_name_prefix='compile'
-    )
-    self._future = functools.lru_cache(maxsize=max_blocks)(self._submit)
-
-  def network(
-    self, blocks: Sequence[ConvBlock], head: nn.Module, images: Tree, targets: Tree
-  ) -> tuple[list[BlockPrograms], HeadPrograms]:
-    """Returns a network's programs once they are compiled; arguments of `submit`."""
-    futures = self.submit(blocks, head, images, targets)
-    try:
-      *block_programs, head_programs = [future.result() for future in futures]
-    except (jax.errors.JaxRuntimeError, MemoryError):
-      # Compiled ahead it may have failed for want of memory; now it gets all there is.
-      self._future.cache_clear()
-      futures = self.submit(blocks, head, images, targets)
-      *block_programs, head_programs = [future.result() for future in futures]
-    if self._num_traced >= self._max_blocks:
-      # JAX keeps some 0.8 MB of Python objects for every block ever compiled.
-      self._num_traced = 0
-      jax.clear_caches()
-    return block_programs, head_programs
-
-  def submit(
-    self, blocks: Sequence[ConvBlock], head: nn.Module, images: Tree, targets: Tree
-  ) -> list[concurrent.futures.Future[Any]]:
-    """Begins to compile a network's programs, unless they are in memory.
-
-    Args:
-      blocks, head: Its modules.
-      images: Shapes, dtypes and shardings of what the first block gets.
-      targets: Those of the labels.
-
-    Returns:
-      Futures of the programs of each block and of the head.
-    """
-    inputs, futures = images, []
-    sharded = sharding.sharded(_mesh(images))
-    _, height, width, _ = images.pixels.shape
-    for block in blocks:
-      futures.append(self._future(compile_block, self._block, block, inputs))
-      height, width = -(-height // block.stride), -(-width // block.stride)
-      shape = (self._batch_size, height, width, block.filters)
-      inputs = jax.ShapeDtypeStruct(shape, block.dtype, sharding=sharded)
-    return [*futures, self._future(compile_head, self._head, head, inputs, targets)]
-
-  def _submit(
-    self, compile_programs: Callable[..., Any], *arguments: Any
-  ) -> concurrent.futures.Future[Any]:
-    self.num_compiled += 1
-    self._num_traced += 1
-    compile_programs = self._decorator(compile_programs)
-    return self._threads.submit(compile_programs, *arguments, self._tracing)
-
-  def close(self) -> None:
-    """Cancels what is not being compiled yet, or an exit would wait for all of it."""
-    self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class InFlight:

@@ -42,6 +42,11 @@ def batch_mesh(batch_size: int, image_shape: tuple[int, ...]) -> Mesh:
   return jax.make_mesh((count,), (BATCH,), (AxisType.Auto,), devices=devices[:count])
 
 
+def mesh_of(inputs: Any) -> Mesh:
+  """Returns the devices over which a tree of shapes with shardings is laid."""
+  return jax.tree.leaves(inputs)[0].sharding.mesh
+
+
 def sharded(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of activations: the first axis over the mesh."""
   return NamedSharding(mesh, PartitionSpec(BATCH))

@@ -10,7 +10,7 @@ import zlib
 
 import pytest
 
-from lamarck_jax.runtime.compilation_cache import ProgramCache
+from lamarck_jax.runtime.compilation_cache import DiskCache
 
 # Compiles three functions; prints the hits of the cache and the results.
 _PROGRAM = """
@@ -42,7 +42,7 @@ def entries(path) -> list[pathlib.Path]:
 
 @pytest.fixture
 def cache(tmp_path):
-  return ProgramCache(tmp_path, 10_000)
+  return DiskCache(tmp_path, 10_000)
 
 
 # ------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def test_a_second_process_reads_what_the_first_one_compiled(tmp_path):
 
 def test_entries_that_jax_cannot_load_are_replaced_with_one_line_in_all(tmp_path):
   run(tmp_path)
-  cache = ProgramCache(tmp_path, 2**30)
+  cache = DiskCache(tmp_path, 2**30)
   for path in entries(tmp_path):
     cache.put(path.stem, zlib.compress(b'no program'))
   damaged = run(tmp_path)
@@ -95,7 +95,7 @@ def test_a_program_comes_back_and_can_be_replaced(cache, tmp_path):
   cache.put('a', b'one')
   cache.put('b', b'')
   cache.put('a', b'two')
-  assert ProgramCache(tmp_path, 10_000).get('a') == cache.get('a') == b'two'
+  assert DiskCache(tmp_path, 10_000).get('a') == cache.get('a') == b'two'
   assert cache.get('b') == b''
 
 
@@ -144,9 +144,9 @@ def test_a_full_disk_leaves_nothing_behind_and_is_told_once(cache, tmp_path, cap
   before = set(tmp_path.iterdir())
   code = f"""
 import resource, signal, pathlib
-from lamarck_jax.runtime.compilation_cache import ProgramCache
+from lamarck_jax.runtime.compilation_cache import DiskCache
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-cache = ProgramCache(pathlib.Path({str(tmp_path)!r}), 10**9)
+cache = DiskCache(pathlib.Path({str(tmp_path)!r}), 10**9)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 for key in 'ab':
   cache.put(key, bytes(2000))
@@ -164,8 +164,8 @@ assert cache.get('a') == b'old'
 
 _LOADING = """
 import os, pathlib, sys, time
-from lamarck_jax.runtime.compilation_cache import ProgramCache
-cache = ProgramCache(pathlib.Path(sys.argv[1]), 10**9)
+from lamarck_jax.runtime.compilation_cache import DiskCache
+cache = DiskCache(pathlib.Path(sys.argv[1]), 10**9)
 cache.get('loaded')
 cache.on_event('/jax/compilation_cache/cache_hits')
 cache.get('fatal')
@@ -184,10 +184,10 @@ def test_what_a_process_was_loading_when_it_was_killed_is_removed(
   )
   process.stdout.readline()
   # While it lives, its program is not suspected.
-  assert ProgramCache(tmp_path, 10_000).get('fatal') == b'x'
+  assert DiskCache(tmp_path, 10_000).get('fatal') == b'x'
   process.send_signal(signal.SIGKILL)
   process.communicate()
-  after = ProgramCache(tmp_path, 10_000)
+  after = DiskCache(tmp_path, 10_000)
   assert after.get('fatal') is None
   assert after.get('loaded') == b'x'
   assert 'fatal.program' in caplog.text
@@ -198,17 +198,17 @@ def test_temporary_files_of_killed_processes_are_removed_in_time(tmp_path):
   for path in (old, new):
     path.write_bytes(b'half')
   os.utime(old, (0, 0))
-  ProgramCache(tmp_path, 10_000)
+  DiskCache(tmp_path, 10_000)
   assert not old.exists()
   assert new.exists()  # Another process may be writing it.
 
 
 def test_opening_a_cache_of_many_programs_takes_no_time(tmp_path):
-  cache = ProgramCache(tmp_path, 2**30)
+  cache = DiskCache(tmp_path, 2**30)
   for number in range(300):
     cache.put(f'{number}', bytes(10_000))
   start = time.perf_counter()
-  ProgramCache(tmp_path, 2**30)
+  DiskCache(tmp_path, 2**30)
   assert time.perf_counter() - start < 0.1
 
 

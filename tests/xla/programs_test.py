@@ -9,7 +9,7 @@ import pytest
 
 from lamarck_jax.data.augmentation import NO_AUGMENTATION
 from lamarck_jax.data.on_device import Images, Order, Targets
-from lamarck_jax.xla import programs, sharding
+from lamarck_jax.xla import program_cache, programs, sharding
 
 _MAX_BLOCKS = 6
 
@@ -65,7 +65,7 @@ def shapes(*_):
 
 
 def make_cache(forward=forward, num_threads=2):
-  return programs.ProgramCache(
+  return program_cache.ProgramCache(
     programs.BlockFunctions(shapes, lambda params: params, forward, backward, infer),
     programs.HeadFunctions(shapes, lambda params: params, train_head, count),
     batch_size=2,
