@@ -52,7 +52,7 @@ def test_a_training_step_of_a_block_moves_few_bytes(dump, block, megabytes):
   index = compile_for_h100.BLOCKS.index(block)
   moved = sum(
     hlo_bytes.bytes_moved(programs(dump, function)[index].read_text())
-    for function in ('_forward_sharded', '_backward_of_residuals')
+    for function in ('_forward_with_residuals', '_backward_of_residuals')
   )
   assert 0.8 * megabytes * 1e6 < moved <= megabytes * 1e6
 
