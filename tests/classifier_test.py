@@ -10,6 +10,7 @@ import lamarck_jax
 from lamarck_jax import classifier, search
 from lamarck_jax.data import arrays
 from lamarck_jax.errors import UserError
+from lamarck_jax.run_directory import progress
 from tests import conftest
 
 _FIELDS = {
@@ -67,8 +68,29 @@ def test_the_exported_network_has_the_probabilities_of_the_classifier(fitted, tm
 def test_a_classifier_is_shown_with_its_network_and_its_report(fitted):
   assert str(fitted.genotype) in fitted._repr_html_()
   assert str(fitted.workdir) in repr(fitted)
+  assert 'balanced' not in repr(fitted)
   assert fitted.report() == fitted.workdir / 'report.html'
   assert fitted.report().stat().st_size > 10**6
+
+
+def test_a_balanced_fitness_is_named_wherever_it_is_shown(tmp_path):
+  images, labels = _examples(('ant', 'ant', 'ant', 'bee', 'cat'))
+  found = _fit(tmp_path / 'run', images, labels, fitness='balanced_accuracy')
+  checkpoint = found.result['checkpoints'][-1]
+  assert found.balanced_accuracy == checkpoint['test_balanced_accuracy']
+  balanced = f'balanced test accuracy{{}}{found.balanced_accuracy:.4f}'
+  fitness = f'balanced validation accuracy{{}}{found.validation_accuracy:.4f}'
+  assert balanced.format(': ') in repr(found)
+  assert f'best {fitness.format(": ")}' in repr(found)
+  readme = (found.export(tmp_path / 'network') / 'README.md').read_text()
+  assert balanced.format(' ') in readme
+  (_, _), *lines = progress.result_lines(found.result, found.fitness, parsimony=False)
+  printed = [f'{name}:{value.split()[0]}' for name, value in lines]
+  assert printed == [
+    fitness.format(':'),
+    f'test accuracy:{found.accuracy:.4f}',
+    balanced.format(':'),
+  ]
 
 
 def test_a_stopped_search_is_resumed_by_the_same_call(fitted, tmp_path, capsys):
