@@ -6,7 +6,8 @@
 
 A population's children are trained side by side with --num_workers=N:
 
-  python run_evolution.py --config.algorithm=population --num_workers=2
+  python run_evolution.py --config.algorithm=population --num_workers=2 \\
+    --workdir=runs/side_by_side
 
 Run the same command again to resume a search that was stopped. Every field of the
 configuration can be set by a flag, --config.FIELD=VALUE.
@@ -163,7 +164,7 @@ def main(argv: list[str]) -> None:
   lines = progress.result_lines(result, config.fitness, bool(config.parsimony))
   lines.append(('run directory', workdir))
   if path := html_page.write_if_possible(workdir):
-    lines.append(('report', path))
+    lines.append(('report', str(path)))
   width = max(len(name) for name, _ in lines)
   print(*('', *(f'{name:{width}} {value}' for name, value in lines)), sep='\n')
 
