@@ -6,8 +6,7 @@
 
 A population's children are trained side by side with --num_workers=N:
 
-  python run_evolution.py --config.algorithm=population --num_workers=2 \\
-    --workdir=runs/side_by_side
+  python run_evolution.py --config.algorithm=population --num_workers=2 --workdir=DIR
 
 Run the same command again to resume a search that was stopped. Every field of the
 configuration can be set by a flag, --config.FIELD=VALUE.
