@@ -103,7 +103,7 @@ def test_a_stopped_search_is_resumed_by_the_same_call(fitted, tmp_path, capsys):
     _fit(workdir, on_event=interrupt)
   assert caught.value.__notes__ == [f'stopped; the same call resumes {workdir}']
   images, labels = _examples(seed=3)
-  with pytest.raises(UserError, match='got arrays with other images'):
+  with pytest.raises(UserError, match='got arrays with other labels or images'):
     _fit(workdir, images, labels)
   capsys.readouterr()
   _fit(workdir, progress=False)
@@ -208,9 +208,15 @@ def test_the_defaults_are_those_of_the_configuration_for_own_images():
 
 _IMAGES, _LABELS = _examples(count=60)
 _BAD = {
-  'flat images': ((_IMAGES.reshape(60, -1), _LABELS), 'images: got uint8 [60, 64]'),
-  'text': (('images', _LABELS), 'images: got <U6 [], want uint8 or floats'),
-  'no images': ((_IMAGES[:0], _LABELS[:0]), 'images: got uint8 [0, 8, 8], want'),
+  'flat images': (
+    (_IMAGES.reshape(60, -1), _LABELS),
+    'images: got uint8 [60, 64], want [num_examples, height',
+  ),
+  'text': (
+    ('images', _LABELS),
+    'images: got <U6 [], want uint8, other integers from 0 to 255, or',
+  ),
+  'no images': ((_IMAGES[:0], _LABELS[:0]), 'images: got no images, want at least one'),
   'images of several sizes': (
     ([_IMAGES[0], _IMAGES[1, 1:]], _LABELS[:2]),
     'images: got setting an array element',
@@ -221,7 +227,15 @@ _BAD = {
   'small images': ((_IMAGES[:, :7], _LABELS), 'images: got images of 7x8x1, want 8'),
   'channels first': (
     (_IMAGES[:, np.newaxis], _LABELS),
-    'images: got images of 1x8x8, want',
+    'images: got images of 1x8x8, want channels last, height x width x channels',
+  ),
+  'many channels': (
+    (_IMAGES[..., np.newaxis].repeat(4, axis=-1), _LABELS),
+    'images: got images of 8x8x4, want 1 or 3 channels',
+  ),
+  'booleans': (
+    (_IMAGES > 99, _LABELS),
+    'images: got bool [60, 8, 8], want uint8, other integers',
   ),
   'fewer labels': ((_IMAGES, _LABELS[1:]), 'labels: got <U3 [59], want 60 integers'),
   'one-hot': ((_IMAGES, np.eye(60)), 'labels: got float64 [60, 60], want 60'),
@@ -257,6 +271,11 @@ _BAD_OPTIONS = {
   'a value of another type': (
     {'budget_epochs': '9'},
     "config.budget_epochs: got '9', want an integer",
+  ),
+  'a budget below an evaluation': (
+    {'budget_epochs': 3},
+    'config.epochs_per_evaluation: got 4, want an integer from 1 to'
+    ' config.budget_epochs, 3',
   ),
   'a section without its field': ({'completion': 3}, 'completion: got no field'),
   'an unknown setting': ({'setting': 'x'}, "config: got setting 'x', want one of"),
@@ -298,7 +317,7 @@ def test_bad_options_are_refused_in_one_line(name, tmp_path, monkeypatch):
   'images, message',
   [
     (_IMAGES[:, 1:, 1:], 'images: got images of 7x7x1, want 8x8x1'),
-    (_IMAGES[0], 'images: got uint8 [8, 8], want uint8'),
+    (_IMAGES[0], 'images: got uint8 [8, 8], want [num_examples'),
     (_IMAGES * 1.0, 'images: got float64 from 0 to 255, want'),
   ],
 )

@@ -30,7 +30,8 @@ TRACEBACK = 70
 
 # Lines that are no errors: progress, warnings, and what a search says of its directory.
 _ORDINARY = re.compile(
-  r'(epoch|completion|digits:|WARNING|warning:|going on after|\S+/seed\d) ?|.* holds a finished'
+  r'(epoch|completion|digits:|WARNING|warning:|going on after|\S+/seed\d) ?'
+  '|.* holds a finished'
 )
 
 
