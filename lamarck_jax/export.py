@@ -180,6 +180,8 @@ def _readme(found: network_lib.Found, onnx: bool) -> str:
     shape=', '.join(map(str, network.image_shape)),
     num_classes=len(network.class_names),
     mode='L' if channels == 1 else 'RGB',
+    mean=', '.join(f'{value:.1f}' for value in network.mean),
+    std=', '.join(f'{value:.1f}' for value in network.std),
     width=width,
     height=height,
   )

@@ -106,7 +106,7 @@ _CASES += [
     _SEARCH,
     ['--config=configs/own_images.py'],
     'images: got no such folder, want one with train/<class>/ in it, given by'
-    ' --config.dataset.name=folder:DIR',
+    ' --config.dataset.name=folder:',
   ),
   (_SEARCH, ['--config.dataset.name=DIR/data'], 'want folder:DIR/data'),
   (_SEARCH, ['--workdir=DIR/file'], 'DIR/file'),

@@ -291,7 +291,7 @@ _BAD_OPTIONS = {
 
 
 def _refused(message, *examples, **options):
-  with pytest.raises(UserError) as caught:
+  with pytest.raises(lamarck_jax.UserError) as caught:
     lamarck_jax.fit(*examples, **options)
   assert str(caught.value).startswith(message)
   assert '\n' not in str(caught.value)
@@ -322,7 +322,7 @@ def test_bad_options_are_refused_in_one_line(name, tmp_path, monkeypatch):
   ],
 )
 def test_images_that_the_network_does_not_take_are_refused(fitted, images, message):
-  with pytest.raises(UserError) as caught:
+  with pytest.raises(lamarck_jax.DatasetError) as caught:
     fitted.predict(images)
   assert str(caught.value).startswith(message)
 

@@ -205,7 +205,9 @@ def test_the_description_and_the_weights_are_those_of_the_search(finished):
   assert 'classifier/dense' in (out / 'weights.safetensors').read_bytes().decode(
     'latin-1'
   )
-  assert 'network.stablehlo' in (out / 'README.md').read_text()
+  readme = (out / 'README.md').read_text()
+  assert 'network.stablehlo' in readme
+  assert f'mean {images.mean():.1f} and deviation {images.std():.1f}' in readme
 
 
 def run_readme(out, image) -> str:

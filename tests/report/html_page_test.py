@@ -23,6 +23,7 @@ def test_the_page_contains_every_event_and_needs_no_other_file(run_directory):
   assert data['environment']['dataset']['class_names'] == ['<b>cat</b>', 'dog']
   assert data['environment']['starts'] == [{'cores': 2}]
   assert '<title>a &lt;run&gt;</title>' in page
+  assert '<noscript>This report is drawn by JavaScript' in page
   assert not re.search(r'<(script|link|img)[^>]*(src|href)="(?!data:)', page)
 
 
