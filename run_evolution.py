@@ -6,7 +6,7 @@
 
 A population's children are trained side by side with --num_workers=N:
 
-  python run_evolution.py --config.algorithm=population --num_workers=2
+  python run_evolution.py --config.algorithm=population --num_workers=2 --workdir=DIR
 
 Run the same command again to resume a search that was stopped. Every field of the
 configuration can be set by a flag, --config.FIELD=VALUE.
@@ -134,25 +134,6 @@ def _make_workers() -> 'Workers | None':
   )
 
 
-def _print_result(result: dict, workdir: str) -> None:
-  """Prints the outcome of a search."""
-  from lamarck_jax.genotype import Genotype
-
-  best = result['best']
-  print(f'\nbest network        {Genotype.from_json(best)}')
-  print(
-    f'validation accuracy {best["fitness"]:.4f}'
-    f'  (evaluation {best["evaluation"]} of {result["num_evaluations"]})'
-  )
-  for checkpoint in result['checkpoints']:
-    print(
-      f'test accuracy       {checkpoint["test_accuracy"]:.4f}'
-      f'  after {checkpoint["epochs"]} epochs and completion:'
-      f' {Genotype.from_json(checkpoint)}'
-    )
-  print(f'run directory       {workdir}')
-
-
 def main(argv: list[str]) -> None:
   """Runs the search that the flags describe, and prints its result."""
   if len(argv) > 1:
@@ -164,6 +145,7 @@ def main(argv: list[str]) -> None:
   _check_workers(config)
   from lamarck_jax import search
   from lamarck_jax.report import html_page, tensorboard
+  from lamarck_jax.run_directory import progress
   from lamarck_jax.runtime import process
 
   workers = _make_workers()
@@ -178,9 +160,12 @@ def main(argv: list[str]) -> None:
     how = 'resume' if os.path.isdir(workdir) else 'start anew; there is no'
     signals.say_stopped(f'stopped; run the same command again to {how} {workdir}')
     sys.exit(stopped.status)
-  _print_result(result, workdir)
+  lines = progress.result_lines(result, config.fitness, bool(config.parsimony))
+  lines.append(('run directory', workdir))
   if path := html_page.write_if_possible(workdir):
-    print(f'report              {path}')
+    lines.append(('report', str(path)))
+  width = max(len(name) for name, _ in lines)
+  print(*('', *(f'{name:{width}} {value}' for name, value in lines)), sep='\n')
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@
 enough for some ten minutes per search on one core. The budget is the paper's first
 checkpoint, 128 epochs, with a checkpoint at a quarter of it. Completion has the paper's
 ten epochs at 1e-3, and four instead of ten at each lower rate. Flips and shifts of up
-to one pixel keep inherited weights from overfitting; the paper mentions none.
+to one pixel are against overfitting; the paper mentions none.
 """
 
 from ml_collections import config_dict

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from lamarck_jax.classifier import Classifier, fit
+  from lamarck_jax.errors import DatasetError, UserError
   from lamarck_jax.evolution import EvolutionState, ask, init, tell
   from lamarck_jax.export import Network, load
   from lamarck_jax.genotype import Block, Genotype, SearchSpace, random_genotype
@@ -25,12 +26,14 @@ _MODULES = {
   'Classifier': 'classifier',
   'ConvBlock': 'model',
   'ConvNet': 'model',
+  'DatasetError': 'errors',
   'EvolutionState': 'evolution',
   'Genotype': 'genotype',
   'Network': 'export',
   'NotApplicable': 'mutation',
   'SearchSpace': 'genotype',
   'Trainer': 'training',
+  'UserError': 'errors',
   'ask': 'evolution',
   'fit': 'classifier',
   'inherit': 'inheritance',

@@ -27,7 +27,7 @@ import numpy as np
 
 from lamarck_jax import config as config_lib
 from lamarck_jax import export as export_lib
-from lamarck_jax import search
+from lamarck_jax import metrics, search
 from lamarck_jax.data import arrays
 from lamarck_jax.data.source import Source
 from lamarck_jax.errors import DatasetError, UserError
@@ -104,7 +104,12 @@ def fit(
       raise
   network = export_lib.load(workdir)
   return Classifier(
-    pathlib.Path(workdir), network, result, classes, config.dataset.image_size
+    pathlib.Path(workdir),
+    network,
+    result,
+    classes,
+    config.dataset.image_size,
+    config.fitness,
   )
 
 
@@ -118,6 +123,7 @@ class Classifier:
     result: The content of `result.json`.
     classes: The labels in the order of the probabilities, as given to `fit`.
     image_size: Pixels per side to which images are resized; None: they are not.
+    fitness: What networks were selected for, as in the configuration.
   """
 
   workdir: pathlib.Path
@@ -125,6 +131,7 @@ class Classifier:
   result: Mapping[str, Any]
   classes: np.ndarray
   image_size: int | None
+  fitness: str = 'accuracy'
 
   @property
   def genotype(self) -> Genotype:
@@ -137,8 +144,18 @@ class Classifier:
     return self.network.test_accuracy
 
   @property
+  def balanced_accuracy(self) -> float | None:
+    """Mean of the classes' accuracies on the test images; None as for `accuracy`."""
+    checkpoints = self.result['checkpoints']
+    return checkpoints[-1].get('test_balanced_accuracy') if checkpoints else None
+
+  @property
   def validation_accuracy(self) -> float:
-    """Best accuracy on the validation images during the search."""
+    """Best fitness during the search, on the validation images.
+
+    With `fitness='balanced_accuracy'` it is the mean of the classes' accuracies; with
+    `parsimony` it is that of the selected network.
+    """
     return self.result['best']['fitness']
 
   def predict(self, images: Any) -> np.ndarray:
@@ -204,13 +221,17 @@ class Classifier:
     return f'<table>{rows}</table>'
 
   def _summary(self) -> dict[str, str]:
-    accuracy = 'not measured' if self.accuracy is None else f'{self.accuracy:.4f}'
-    return {
-      'network': str(self.genotype),
-      'test accuracy': accuracy,
-      'best validation accuracy': f'{self.validation_accuracy:.4f}',
-      'run directory': str(self.workdir),
-    }
+    summary = {'network': str(self.genotype), 'test accuracy': _shown(self.accuracy)}
+    if self.fitness == 'balanced_accuracy':
+      name = metrics.name(self.fitness, 'test')
+      summary[name] = _shown(self.balanced_accuracy)
+    name = f'best {metrics.name(self.fitness, "validation")}'
+    summary[name] = _shown(self.validation_accuracy)
+    return {**summary, 'run directory': str(self.workdir)}
+
+
+def _shown(accuracy: float | None) -> str:
+  return 'not measured' if accuracy is None else f'{accuracy:.4f}'
 
 
 def _config(

@@ -6,6 +6,7 @@ value is good. It imports neither JAX nor NumPy, see `config`.
 
 from collections.abc import Callable, Sequence
 import math
+import os
 from typing import Any
 
 from ml_collections import config_dict
@@ -39,13 +40,22 @@ def dataset_name(value: Any, config: config_dict.ConfigDict) -> str | None:
   ):
     return wanted
   path = value.removeprefix('npz:').removeprefix('folder:')
-  return 'a file or folder of the file system' if paths.is_url(path) else None
+  if paths.is_url(path):
+    return 'a file or folder of the file system'
+  # Names of TFDS may have a slash, so a file or folder has to be there.
+  if path == value and os.sep in value:
+    found = os.path.expanduser(value)
+    if os.path.isdir(found):
+      return f'folder:{value}'
+    if os.path.isfile(found):
+      return f'npz:{value}' if value.endswith('.npz') else 'npz:FILE or folder:DIR'
+  return None
 
 
 def init_from(value: Any, config: config_dict.ConfigDict) -> str | None:
   """Wants a genotype or a path, see `warm_start`."""
   good = isinstance(value, str) and value.strip() and not paths.is_url(value)
-  return None if good else 'a genotype such as 64c3 96c3s2, or a folder'
+  return None if good else 'a genotype, a finished run or an exported network'
 
 
 def boolean(value: Any, config: config_dict.ConfigDict) -> str | None:
@@ -115,7 +125,11 @@ def number(least: float, most: float) -> Check:
 
 def epochs_per_evaluation(value: Any, config: config_dict.ConfigDict) -> str | None:
   """Wants epochs that fit into the budget."""
-  return integer(1, config.budget_epochs)(value, config)
+  if wanted := integer(1)(value, config):
+    return wanted
+  if value <= config.budget_epochs:
+    return None
+  return f'an integer from 1 to config.budget_epochs, {config.budget_epochs}'
 
 
 def inheritance(modes: Sequence[str]) -> Check:

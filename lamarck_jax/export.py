@@ -22,7 +22,7 @@ import jax.export
 import jax.numpy as jnp
 import safetensors.numpy
 
-from lamarck_jax import exported_files, onnx_export
+from lamarck_jax import exported_files, metrics, onnx_export
 from lamarck_jax import network as network_lib
 from lamarck_jax.errors import UserError
 from lamarck_jax.network import Network
@@ -162,6 +162,9 @@ def _readme(found: network_lib.Found, onnx: bool) -> str:
     if network.test_accuracy is None
     else f'test accuracy {network.test_accuracy:.4f}'
   )
+  balanced = found.facts['test_balanced_accuracy']
+  if found.facts['fitness'] == 'balanced_accuracy' and balanced is not None:
+    accuracy += f', {metrics.name("balanced_accuracy", "test")} {balanced:.4f}'
   if not found.facts['completed']:
     accuracy = f'not trained to completion, {accuracy}'
   assets = importlib.resources.files('lamarck_jax') / 'assets'
@@ -177,6 +180,8 @@ def _readme(found: network_lib.Found, onnx: bool) -> str:
     shape=', '.join(map(str, network.image_shape)),
     num_classes=len(network.class_names),
     mode='L' if channels == 1 else 'RGB',
+    mean=', '.join(f'{value:.1f}' for value in network.mean),
+    std=', '.join(f'{value:.1f}' for value in network.std),
     width=width,
     height=height,
   )

@@ -6,6 +6,20 @@ import numpy as np
 MEASURES = ('accuracy', 'balanced_accuracy')
 
 
+def name(measure: str, split: str) -> str:
+  """Returns what a measure on a split is called wherever it is shown.
+
+  Args:
+    measure: One of `MEASURES`; others are called a fitness.
+    split: `validation` or `test`.
+  """
+  if measure == 'accuracy':
+    return f'{split} accuracy'
+  if measure == 'balanced_accuracy':
+    return f'balanced {split} accuracy'
+  return f'{split} fitness'
+
+
 def accuracy(confusion: np.ndarray) -> float:
   """Returns the share of examples that are classified right (Section 4.2).
 

@@ -59,7 +59,7 @@ class Network:
     if images.dtype != np.uint8 or shape != self.image_shape or not len(images):
       raise ValueError(
         f'got {images.dtype} {list(images.shape)}, want uint8 [batch,'
-        f' {", ".join(map(str, self.image_shape))}]'
+        f' {", ".join(map(str, self.image_shape))}], at least one image'
       )
     return np.asarray(self.predict(images))
 

@@ -40,7 +40,7 @@ def convert(network: Network, variables: Variables, opset: int = LOWEST_OPSET) -
       import onnxruntime
   except ImportError as error:
     raise UserError(
-      f'onnx: {error}: want it installed: pip install jax2onnx onnxruntime'
+      f"onnx: {error}: want it installed: pip install -e '.[onnx]'"
     ) from error
   highest = onnx.defs.onnx_opset_version()
   if not LOWEST_OPSET <= opset <= highest:

@@ -85,8 +85,9 @@ def run(
   workdir = paths.local('workdir', workdir)
   records.check(workdir, config.to_dict())
   if (result := history.read_result(workdir)) is not None:
-    dataset_record.check_finished(config.dataset, workdir, source)
-    logging.info('%s holds a finished search', workdir)
+    compared = dataset_record.check_finished(config.dataset, workdir, source)
+    what = 'the same data' if compared else 'its data were not compared'
+    logging.info('%s holds a finished search; %s', workdir, what)
     return result
   warm_start.check(config, workdir)
   with contextlib.closing(workers) if workers else contextlib.nullcontext():

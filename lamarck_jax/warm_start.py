@@ -18,7 +18,7 @@ from ml_collections import config_dict
 
 from lamarck_jax import exported_files, model, network, search_state
 from lamarck_jax.errors import UserError
-from lamarck_jax.genotype import Genotype
+from lamarck_jax.genotype import Block, Genotype, SearchSpace
 from lamarck_jax.population import Offspring
 from lamarck_jax.run_directory import digests, initial_network, records
 from lamarck_jax.run_directory.initial_network import InitialNetwork
@@ -56,15 +56,14 @@ def check(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> No
   text = config.init_from
   if text is None or os.path.lexists(pathlib.Path(workdir, initial_network.FILE_NAME)):
     return
-  genotype = _parse(text)
+  genotype, space = _parse(text), search_state.initial_state(config).evolution.space
   if genotype is None:
     path = _path(text)
-    with _naming(text):
+    with _naming(text, space):
       if _is_exported(path):
         genotype = exported_files.read_description(path).genotype
       else:
         genotype = network.chosen(path)['genotype']
-  space = search_state.initial_state(config).evolution.space
   if genotype not in space:
     raise UserError(
       f'config.init_from: got {genotype}, want a network of the search space:'
@@ -92,7 +91,10 @@ def load(
   if text is None:
     return None
   genotype = _parse(text)
-  return Source(genotype) if genotype else _of_path(text, pathlib.Path(workdir))
+  if genotype:
+    return Source(genotype)
+  space = search_state.initial_state(config).evolution.space
+  return _of_path(text, pathlib.Path(workdir), space)
 
 
 def record(source: Source | None, directory: records.RunDirectory) -> None:
@@ -153,15 +155,15 @@ def _path(text: str) -> pathlib.Path:
   return pathlib.Path(os.path.abspath(os.path.expanduser(text)))
 
 
-def _of_path(text: str, workdir: pathlib.Path) -> Source:
+def _of_path(text: str, workdir: pathlib.Path, space: SearchSpace) -> Source:
   path = _path(text)
   recorded = initial_network.read(workdir)
   if recorded is None:
-    found, variables = _read(text, path)
+    found, variables = _read(text, path, space)
     return Source(found.genotype, found, variables)
   if os.path.lexists(path):
     try:
-      found, _ = _read(text, path)
+      found, _ = _read(text, path, space)
     except UserError as error:
       logging.warning('%s; going on with the copy in %s', error, workdir)
     else:
@@ -173,9 +175,11 @@ def _of_path(text: str, workdir: pathlib.Path) -> Source:
   return Source(recorded.genotype, recorded)
 
 
-def _read(text: str, path: pathlib.Path) -> tuple[InitialNetwork, Mapping[str, Any]]:
+def _read(
+  text: str, path: pathlib.Path, space: SearchSpace
+) -> tuple[InitialNetwork, Mapping[str, Any]]:
   """Returns the network of a finished run or of an export, and its weights."""
-  with _naming(text):
+  with _naming(text, space):
     if _is_exported(path):
       description = exported_files.read_description(path)
       genotype, class_names = description.genotype, description.class_names
@@ -201,12 +205,23 @@ def _is_exported(path: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def _naming(text: str) -> Iterator[None]:
-  """Names the field in the errors of its body."""
+def _naming(text: str, space: SearchSpace) -> Iterator[None]:
+  """Names the field in the errors of its body, with a genotype of the search space."""
   try:
     yield
   except UserError as error:
+    kernel_size = space.kernel_sizes[-1]
+    example = Genotype(
+      (
+        Block(space.filters[0], kernel_size),
+        Block(
+          space.filters[-1],
+          kernel_size,
+          space.strides[-1] if space.max_downsampling else 1,
+        ),
+      )
+    )
     raise UserError(
-      f'config.init_from: got {text!r}, want a genotype such as 64c3 96c3s2, a finished'
+      f"config.init_from: got {text!r}, want a genotype such as '{example}', a finished"
       f' run or an exported network: {error}'
     ) from error

@@ -102,7 +102,13 @@ _CASES += [
   (_SEARCH, ['--config=configs/fashon.py'], 'configs/fashion_mnist.py'),
   (_SEARCH, ['--config.dataset.name=folder:DIR'], 'no folder train in it'),
   (_SEARCH, ['--config.dataset.name=folder:DIR', '--config.dataset.image_size=7'], '8'),
-  (_SEARCH, ['--config=configs/own_images.py'], 'images: got no folder train'),
+  (
+    _SEARCH,
+    ['--config=configs/own_images.py'],
+    'images: got no such folder, want one with train/<class>/ in it, given by'
+    ' --config.dataset.name=folder:',
+  ),
+  (_SEARCH, ['--config.dataset.name=DIR/data'], 'want folder:DIR/data'),
   (_SEARCH, ['--workdir=DIR/file'], 'DIR/file'),
   (_SEARCH, ['--workdir=DIR/file/below'], 'DIR/file'),
   (_SEARCH, ['--workdir=/proc/run'], '/proc/run'),

@@ -10,6 +10,7 @@ import lamarck_jax
 from lamarck_jax import classifier, search
 from lamarck_jax.data import arrays
 from lamarck_jax.errors import UserError
+from lamarck_jax.run_directory import progress
 from tests import conftest
 
 _FIELDS = {
@@ -67,8 +68,29 @@ def test_the_exported_network_has_the_probabilities_of_the_classifier(fitted, tm
 def test_a_classifier_is_shown_with_its_network_and_its_report(fitted):
   assert str(fitted.genotype) in fitted._repr_html_()
   assert str(fitted.workdir) in repr(fitted)
+  assert 'balanced' not in repr(fitted)
   assert fitted.report() == fitted.workdir / 'report.html'
   assert fitted.report().stat().st_size > 10**6
+
+
+def test_a_balanced_fitness_is_named_wherever_it_is_shown(tmp_path):
+  images, labels = _examples(('ant', 'ant', 'ant', 'bee', 'cat'))
+  found = _fit(tmp_path / 'run', images, labels, fitness='balanced_accuracy')
+  checkpoint = found.result['checkpoints'][-1]
+  assert found.balanced_accuracy == checkpoint['test_balanced_accuracy']
+  balanced = f'balanced test accuracy{{}}{found.balanced_accuracy:.4f}'
+  fitness = f'balanced validation accuracy{{}}{found.validation_accuracy:.4f}'
+  assert balanced.format(': ') in repr(found)
+  assert f'best {fitness.format(": ")}' in repr(found)
+  readme = (found.export(tmp_path / 'network') / 'README.md').read_text()
+  assert balanced.format(' ') in readme
+  (_, _), *lines = progress.result_lines(found.result, found.fitness, parsimony=False)
+  printed = [f'{name}:{value.split()[0]}' for name, value in lines]
+  assert printed == [
+    fitness.format(':'),
+    f'test accuracy:{found.accuracy:.4f}',
+    balanced.format(':'),
+  ]
 
 
 def test_a_stopped_search_is_resumed_by_the_same_call(fitted, tmp_path, capsys):
@@ -81,7 +103,7 @@ def test_a_stopped_search_is_resumed_by_the_same_call(fitted, tmp_path, capsys):
     _fit(workdir, on_event=interrupt)
   assert caught.value.__notes__ == [f'stopped; the same call resumes {workdir}']
   images, labels = _examples(seed=3)
-  with pytest.raises(UserError, match='got arrays with other images'):
+  with pytest.raises(UserError, match='got arrays with other labels or images'):
     _fit(workdir, images, labels)
   capsys.readouterr()
   _fit(workdir, progress=False)
@@ -186,9 +208,15 @@ def test_the_defaults_are_those_of_the_configuration_for_own_images():
 
 _IMAGES, _LABELS = _examples(count=60)
 _BAD = {
-  'flat images': ((_IMAGES.reshape(60, -1), _LABELS), 'images: got uint8 [60, 64]'),
-  'text': (('images', _LABELS), 'images: got <U6 [], want uint8 or floats'),
-  'no images': ((_IMAGES[:0], _LABELS[:0]), 'images: got uint8 [0, 8, 8], want'),
+  'flat images': (
+    (_IMAGES.reshape(60, -1), _LABELS),
+    'images: got uint8 [60, 64], want [num_examples, height',
+  ),
+  'text': (
+    ('images', _LABELS),
+    'images: got <U6 [], want uint8, other integers from 0 to 255, or',
+  ),
+  'no images': ((_IMAGES[:0], _LABELS[:0]), 'images: got no images, want at least one'),
   'images of several sizes': (
     ([_IMAGES[0], _IMAGES[1, 1:]], _LABELS[:2]),
     'images: got setting an array element',
@@ -199,7 +227,15 @@ _BAD = {
   'small images': ((_IMAGES[:, :7], _LABELS), 'images: got images of 7x8x1, want 8'),
   'channels first': (
     (_IMAGES[:, np.newaxis], _LABELS),
-    'images: got images of 1x8x8, want',
+    'images: got images of 1x8x8, want channels last, height x width x channels',
+  ),
+  'many channels': (
+    (_IMAGES[..., np.newaxis].repeat(4, axis=-1), _LABELS),
+    'images: got images of 8x8x4, want 1 or 3 channels',
+  ),
+  'booleans': (
+    (_IMAGES > 99, _LABELS),
+    'images: got bool [60, 8, 8], want uint8, other integers',
   ),
   'fewer labels': ((_IMAGES, _LABELS[1:]), 'labels: got <U3 [59], want 60 integers'),
   'one-hot': ((_IMAGES, np.eye(60)), 'labels: got float64 [60, 60], want 60'),
@@ -236,6 +272,11 @@ _BAD_OPTIONS = {
     {'budget_epochs': '9'},
     "config.budget_epochs: got '9', want an integer",
   ),
+  'a budget below an evaluation': (
+    {'budget_epochs': 3},
+    'config.epochs_per_evaluation: got 4, want an integer from 1 to'
+    ' config.budget_epochs, 3',
+  ),
   'a section without its field': ({'completion': 3}, 'completion: got no field'),
   'an unknown setting': ({'setting': 'x'}, "config: got setting 'x', want one of"),
   'settings': ({'setting': ['x']}, "setting: got ['x'], want the name of one"),
@@ -250,7 +291,7 @@ _BAD_OPTIONS = {
 
 
 def _refused(message, *examples, **options):
-  with pytest.raises(UserError) as caught:
+  with pytest.raises(lamarck_jax.UserError) as caught:
     lamarck_jax.fit(*examples, **options)
   assert str(caught.value).startswith(message)
   assert '\n' not in str(caught.value)
@@ -276,12 +317,12 @@ def test_bad_options_are_refused_in_one_line(name, tmp_path, monkeypatch):
   'images, message',
   [
     (_IMAGES[:, 1:, 1:], 'images: got images of 7x7x1, want 8x8x1'),
-    (_IMAGES[0], 'images: got uint8 [8, 8], want uint8'),
+    (_IMAGES[0], 'images: got uint8 [8, 8], want [num_examples'),
     (_IMAGES * 1.0, 'images: got float64 from 0 to 255, want'),
   ],
 )
 def test_images_that_the_network_does_not_take_are_refused(fitted, images, message):
-  with pytest.raises(UserError) as caught:
+  with pytest.raises(lamarck_jax.DatasetError) as caught:
     fitted.predict(images)
   assert str(caught.value).startswith(message)
 

@@ -64,6 +64,16 @@ def test_every_command_names_files_and_modules_that_exist(page):
     assert (_ROOT / name).exists(), name
 
 
+@each_page
+def test_every_search_with_other_fields_has_a_directory_of_its_own(page):
+  # The default directory is that of config file, setting and seed.
+  text = page.read_text().replace('\\\n', ' ')
+  for command in re.findall(r'python run_evolution\.py[^\n`]*', text):
+    fields = {*re.findall(r'--(config\.[\w.]+|tensorboard_dir)', command)}
+    if fields - {'config.seed'}:
+      assert '--workdir=' in command, command
+
+
 def test_the_readme_is_short():
   assert 600 <= len(_README.split()) <= 900
 

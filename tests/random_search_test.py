@@ -226,5 +226,5 @@ def test_a_random_search_stopped_after_each_event_ends_the_same(
 def test_another_algorithm_in_the_same_directory_is_refused(random_config, undisturbed):
   workdir, _ = undisturbed(random_config)
   random_config.algorithm = 'one_plus_one'
-  with pytest.raises(UserError, match=r'differs in algorithm$'):
+  with pytest.raises(UserError, match=r'differs in algorithm;'):
     search.run(random_config, workdir)

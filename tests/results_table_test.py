@@ -82,12 +82,13 @@ def _p_values(names):
   tests = [test for name in names for test in results_cells.comparisons(name)]
   found = {p for test in tests for p in (test.p, test.p_holm)}
   if 'cifar10_small' in names:
-    # The architectures of inheritance and baseline I, from fresh weights.
+    # The networks of inheritance and baseline I, completed from either weights.
     path = results_cells.RESULTS / 'cifar10_small' / 'fresh_completion.json'
-    fresh = {}
-    for run in json.loads(path.read_text())['runs']:
-      fresh.setdefault(run['setting'], []).append(run['fresh']['test'])
-    found.add(scipy.stats.mannwhitneyu(fresh['lamarckian'], fresh['baseline_1']).pvalue)
+    for weights in ('searched', 'fresh'):
+      test = {}
+      for run in json.loads(path.read_text())['runs']:
+        test.setdefault(run['setting'], []).append(run[weights]['test'])
+      found.add(scipy.stats.mannwhitneyu(test['lamarckian'], test['baseline_1']).pvalue)
   if 'inheritance_modes' in names:
     found |= _remedies()
   # As the tables have them, which follow from the files.

@@ -124,7 +124,9 @@ def test_a_directory_with_another_config_is_refused_by_field(tiny_config, undist
   workdir, _ = undisturbed(tiny_config)
   tiny_config.seed = 7
   tiny_config.niching.rate = 0.25
-  with pytest.raises(UserError, match=r'differs in niching\.rate, seed'):
+  with pytest.raises(
+    UserError, match=r'differs in niching\.rate, seed; give one with --workdir'
+  ):
     search.run(tiny_config, workdir)
 
 

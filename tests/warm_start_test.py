@@ -276,7 +276,7 @@ def test_a_record_of_another_network_is_named(source, warm, tmp_path, change):
     ('16c3', 'got 16c3, want a network of the search space: filters (4, 8)'),
     ('4c3 8c5', 'kernel_sizes (1, 3)'),
     ('4c3s2 4c3s2 4c3s2 4c3s2', 'at most 3'),
-    ('64x3', "got '64x3', want a genotype such as"),
+    ('64x3', "got '64x3', want a genotype such as '4c3 8c3s2', a finished"),
     ('RUN', 'without result.json'),
     ('EMPTY', 'a finished run or an exported network: no network at'),
     ('CUT', 'weights.safetensors'),

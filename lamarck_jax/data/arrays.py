@@ -23,9 +23,9 @@ from lamarck_jax.errors import DatasetError
 
 NAME = 'arrays'  # As `dataset.name`.
 
-_WANTED = (
-  'uint8 or floats from 0 to 1, [num_examples, height, width] or [num_examples, height,'
-  ' width, channels]'
+_WANTED = 'uint8, other integers from 0 to 255, or floats from 0 to 1'
+_WANTED_SHAPE = (
+  '[num_examples, height, width] or [num_examples, height, width, channels]'
 )
 
 
@@ -88,10 +88,14 @@ def pixels(where: str, images: Any) -> np.ndarray:
   Raises:
     DatasetError: If they are something else.
   """
-  array = _array(where, images, _WANTED)
-  if array.dtype.kind not in 'iuf' or array.ndim not in (3, 4) or not array.size:
+  array = _array(where, images, f'{_WANTED}, {_WANTED_SHAPE}')
+  if not array.size:
+    raise DatasetError(f'{where}: got no images, want at least one')
+  wanted = [] if array.dtype.kind in 'iuf' else [_WANTED]
+  wanted += [] if array.ndim in (3, 4) else [_WANTED_SHAPE]
+  if wanted:
     found = Declared(array.shape, array.dtype)
-    raise DatasetError(f'{where}: got {found}, want {_WANTED}')
+    raise DatasetError(f'{where}: got {found}, want {", ".join(wanted)}')
   if array.ndim == 3:
     array = array[..., np.newaxis]
   if array.dtype == np.uint8:
@@ -100,8 +104,7 @@ def pixels(where: str, images: Any) -> np.ndarray:
   least, most = array.min(), array.max()
   if not 0 <= least <= most <= (1 if is_float else 255):  # Not so with NaN either.
     raise DatasetError(
-      f'{where}: got {array.dtype} from {least:g} to {most:g}, want integers from 0 to'
-      ' 255 or floats from 0 to 1'
+      f'{where}: got {array.dtype} from {least:g} to {most:g}, want {_WANTED}'
     )
   if not is_float:
     return array.astype(np.uint8)

@@ -34,6 +34,11 @@ class SplitFingerprint:
   images: str
   labels: str
 
+  def differing(self, other: 'SplitFingerprint') -> tuple[str, ...]:
+    """Returns which of `images` and `labels` differ from another split's."""
+    fields = ('images', 'labels')
+    return tuple(f for f in fields if getattr(self, f) != getattr(other, f))
+
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
@@ -81,15 +86,16 @@ class Fingerprint:
       for name in SPLITS
       if self.splits[name].num_examples == other.splits[name].num_examples
     ]
-    for field, what in (
-      # Own images are put in an order that depends on their labels.
-      ('images', 'other images, or another order of them,'),
-      ('labels', 'other labels'),
+    for differing, what in (
+      (('labels',), 'other labels'),
+      # Own images are split and ordered by their labels too.
+      (('images', 'labels'), 'other labels or images, or another order of them,'),
+      (('images',), 'other images, or another order of them,'),
     ):
       names = [
         name
         for name in sizes_agree
-        if getattr(self.splits[name], field) != getattr(other.splits[name], field)
+        if self.splits[name].differing(other.splits[name]) == differing
       ]
       if names:
         found.append(f'{what} in {", ".join(names)}')

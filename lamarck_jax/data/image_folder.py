@@ -70,6 +70,11 @@ def read(
     OSError: If a folder cannot be listed.
     DatasetError: If a class has no images, or images cannot be read or differ in size.
   """
+  if not path.exists():
+    raise DatasetError(
+      f'{path}: got no such folder, want one with train/<class>/ in it, given by'
+      ' --config.dataset.name=folder:DIR'
+    )
   if not (path / 'train').is_dir():
     hint = f'; {path.parent} has one' if (path.parent / 'train').is_dir() else ''
     raise DatasetError(f'{path}: got no folder train in it, want train/<class>/{hint}')

@@ -122,12 +122,18 @@ def check_shape(where: object, shape: Sequence[int]) -> None:
     shape: Height and width in pixels, and channels.
   """
   height, width, channels = shape
-  if not all(
-    MIN_SIZE <= size <= MAX_SIZE for size in (height, width)
-  ) or channels not in (1, 3):
+  wanted = []
+  if not all(MIN_SIZE <= size <= MAX_SIZE for size in (height, width)):
+    wanted.append(
+      f'{MIN_SIZE} to {MAX_SIZE} pixels per side (dataset.image_size resizes them)'
+    )
+  if channels not in (1, 3):
+    wanted.append('1 or 3 channels')
+    if height in (1, 3) and width >= MIN_SIZE:
+      wanted = ['channels last, height x width x channels']
+  if wanted:
     raise DatasetError(
-      f'{where}: got images of {height}x{width}x{channels}, want {MIN_SIZE} to'
-      f' {MAX_SIZE} pixels (dataset.image_size resizes them) and 1 or 3 channels'
+      f'{where}: got images of {height}x{width}x{channels}, want {" and ".join(wanted)}'
     )
 
 

@@ -17,6 +17,7 @@ from lamarck_jax.errors import DatasetError
 _MAX_VALIDATION = 5_000  # Examples, the paper's number.
 _VALIDATION_FRACTION = 10  # One training example in ten.
 _TEST_FRACTION = 6  # One example in six.
+_FEW_VALIDATION = 30  # Validation examples; with fewer, fitness is coarse.
 _HANDFUL = 5  # Training examples; of a class with fewer, little can be learned.
 
 # Indices of examples, an array for each class.
@@ -41,8 +42,24 @@ def split(
   """
   if num_validation is None:
     num_validation = source.num_validation
-  if not source.is_published:
-    return _stratified(name, source, num_train, num_validation)
+  parts = (_sliced if source.is_published else _stratified)(
+    name, source, num_train, num_validation
+  )
+  if (size := len(parts[1].labels)) < _FEW_VALIDATION:
+    logging.warning(
+      '%s: %d validation images: fitness moves in steps of 1/%d; more with'
+      ' dataset.num_validation',
+      printable(name),
+      size,
+      size,
+    )
+  return parts
+
+
+def _sliced(
+  name: str, source: Source, num_train: int | None, num_validation: int | None
+) -> tuple[Split, Split, Split]:
+  """Returns the splits of a published set: slices of its examples as ordered."""
   assert source.test is not None
   size = len(source.train.labels)
   num_validation = _num_validation(name, num_validation, size, num_classes=1)

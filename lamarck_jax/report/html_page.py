@@ -19,6 +19,7 @@ import urllib.parse
 
 from absl import logging
 
+from lamarck_jax import metrics
 from lamarck_jax.errors import StorageError, UserError
 from lamarck_jax.run_directory import durable, records
 from lamarck_jax.study import checked_files, results
@@ -159,10 +160,13 @@ def _asset(name: str) -> str:
 
 
 def _collect_run(path: pathlib.Path) -> dict[str, Any]:
+  config = checked_files.read_config(path)
   return {
     'kind': 'run',
     'title': path.resolve().name,
-    'config': checked_files.read_config(path),
+    'config': config,
+    'fitness_name': metrics.name(config['fitness'], 'validation'),
+    'is_balanced': config['fitness'] == 'balanced_accuracy',
     'environment': records.read_environment(path),
     'events': checked_files.read_events(path),
     'result': checked_files.read_result(path),
@@ -180,6 +184,7 @@ def _collect_study(path: pathlib.Path, served: bool) -> dict[str, Any]:
     'title': f'study {path.resolve().name}',
     'dataset': study.dataset,
     'budget_epochs': study.budget_epochs,
+    'fitness_name': study.fitness_name,
     'num_runs': len(runs),
     'settings': [
       {

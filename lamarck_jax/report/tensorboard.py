@@ -26,7 +26,7 @@ class Scalars:
     except ImportError as error:
       raise UserError(
         f'tensorboard_dir: got {directory}, want tensorboardX installed'
-        ' (pip install "lamarck-jax[tensorboard]")'
+        ": pip install -e '.[tensorboard]'"
       ) from error
     try:
       # tensorboardX names files by the second, so a quick restart would overwrite one.

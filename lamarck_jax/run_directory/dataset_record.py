@@ -1,8 +1,8 @@
 """dataset.json: the data set that a run was started with.
 
-It is written at the first start, and every later one compares its data with it. So that
-a finished run can be used without its data, it has all that a network needs to know of
-them, and paths that lead to them from every folder.
+It is written at the first start, and every start that trains compares its data with it.
+So that a finished run can be used without its data, it has all that a network needs to
+know of them, and paths that lead to them from every folder.
 """
 
 from collections.abc import Mapping
@@ -154,7 +154,7 @@ def check_finished(
   section: Mapping[str, Any],
   workdir: str | os.PathLike[str],
   source: Source | None = None,
-) -> None:
+) -> bool:
   """Checks the data set of a finished run if the configuration leads to other files.
 
   A finished run does without its data, so they are not read otherwise.
@@ -164,11 +164,16 @@ def check_finished(
     workdir: The run directory.
     source: The data set, if the program has it as arrays; these are compared always.
 
+  Returns:
+    Whether the data were compared.
+
   Raises:
     UserError: If the data set is another one, or cannot be read.
   """
-  if source or not _is_at_recorded_place(section, read(workdir)):
+  compared = source is not None or not _is_at_recorded_place(section, read(workdir))
+  if compared:
     load(section, workdir, source)
+  return compared
 
 
 def needs_check(section: Mapping[str, Any], workdir: str | os.PathLike[str]) -> bool:

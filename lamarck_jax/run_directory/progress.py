@@ -1,4 +1,4 @@
-"""What a search prints while it runs: a progress bar, or plain lines in a log."""
+"""What a search prints: a progress bar or plain lines in a log, and its result."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from lamarck_jax import metrics
 from lamarck_jax.genotype import Genotype
 
 _is_quiet = contextvars.ContextVar('is_quiet', default=False)
@@ -83,6 +84,38 @@ def print_dataset(description: Mapping[str, Any], file: TextIO | None = None) ->
   )
 
 
+def result_lines(
+  result: Mapping[str, Any], fitness: str, parsimony: bool
+) -> list[tuple[str, str]]:
+  """Returns names and values of what a search has found.
+
+  Args:
+    result: The content of `result.json`.
+    fitness: The measure that was selected for, one of `metrics.MEASURES`.
+    parsimony: Whether the network that is selected may be less fit than others.
+  """
+  best = result['best']
+  lines = [
+    (
+      'selected network' if parsimony else 'best network',
+      str(Genotype.from_json(best)),
+    ),
+    (
+      metrics.name(fitness, 'validation'),
+      f'{best["fitness"]:.4f}'
+      f'  (evaluation {best["evaluation"]} of {result["num_evaluations"]})',
+    ),
+  ]
+  for checkpoint in result['checkpoints']:
+    of = f'after {checkpoint["epochs"]} epochs and completion'
+    for measure in dict.fromkeys(('accuracy', fitness)):
+      # Runs of earlier versions have the accuracy alone.
+      if (value := checkpoint.get(f'test_{measure}')) is not None:
+        text = f'{value:.4f}  {of}: {Genotype.from_json(checkpoint)}'
+        lines.append((metrics.name(measure, 'test'), text))
+  return lines
+
+
 class Progress:
   """A progress bar on a terminal or in a notebook; else one line per evaluation."""
 
@@ -144,8 +177,10 @@ class Progress:
       genotype: The network that was trained.
       images_per_second: Training throughput.
     """
+    # With parsimony a fitter network may have been passed over.
+    best = 'selected' if 'best' in event else 'best'
     self._last = (
-      f'fitness {event["fitness"]:.4f}  best {event["best_fitness"]:.4f}'
+      f'fitness {event["fitness"]:.4f}  {best} {event["best_fitness"]:.4f}'
       f'  {images_per_second:,.0f} images/s'
     )
     evaluation = event['evaluation']

@@ -47,7 +47,8 @@ def check(path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
   if differing:
     raise UserError(
       f'workdir: got {path}, want another directory: the config of its run differs in'
-      f' {", ".join(differing)}'
+      f' {", ".join(differing)}; give one with'
+      ' --workdir=DIR (in Python workdir=DIR)'
     )
 
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 import warnings
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 from lamarck_jax import config as config_lib
 from lamarck_jax.errors import StorageError, UserError
@@ -55,6 +56,7 @@ def run(
   def guarded_main(argv: list[str]) -> None:
     # absl would show JAX's messages about platforms that are not there.
     logging.getLogger('jax').setLevel(logging.WARNING)
+    absl_logging.get_absl_handler().setFormatter(_Lines())
     try:
       _import_jax()
       main([argv[0], *(paths.local('arguments', path) for path in argv[1:])])
@@ -86,6 +88,15 @@ class _PathParser(flags.ArgumentParser):
 
   def flag_type(self) -> str:
     return 'path'
+
+
+class _Lines(logging.Formatter):
+  """Formats log records as the other lines of a program, without time and place."""
+
+  def format(self, record: logging.LogRecord) -> str:
+    text = super().format(record)
+    is_warning = record.levelno >= logging.WARNING
+    return f'{record.levelname.lower()}: {text}' if is_warning else text
 
 
 def _import_jax() -> None:

@@ -30,7 +30,7 @@ def join(address: str | None, needed: Mapping[str, float], what: str) -> ModuleT
     import ray
   except ImportError as error:
     raise UserError(
-      "engine: got 'ray', want Ray installed (pip install 'lamarck-jax[ray]')"
+      "engine: got 'ray', want Ray installed: pip install -e '.[ray]'"
     ) from error
   try:
     if address and ':' in address:  # Ray would retry for minutes.

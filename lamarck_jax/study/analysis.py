@@ -124,7 +124,7 @@ def _measures(study: Study) -> list[tuple[str, _Sample, Sequence[int]]]:
   return [
     ('test accuracy', Setting.test_accuracies, checkpoints),
     (
-      'best validation accuracy',
+      f'best {study.fitness_name}',
       best_fitnesses,
       sorted({*checkpoints, *quarters}),
     ),

@@ -147,6 +147,7 @@ _CONFIG = {
   'inheritance': _NAME,
   'budget_epochs': _COUNT,
   'epochs_per_evaluation': _COUNT,
+  'fitness': _TEXT,
   'dataset': Field('an object with a name', is_object_of({'name': _TEXT})),
 }
 
@@ -314,6 +315,7 @@ _SETTING = {
   'name': _NAME,
   'inheritance': _NAME,
   'epochs_per_evaluation': _COUNT,
+  'fitness': _TEXT._replace(required=False),
   'runs': Field('runs', list_of(_is_run)),
   'missing': Field('an object of text', mapping_of(is_text)),
 }

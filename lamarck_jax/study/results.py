@@ -14,6 +14,7 @@ from typing import Any
 from absl import logging
 
 from lamarck_jax import config as config_lib
+from lamarck_jax import metrics
 from lamarck_jax.errors import DamagedError, UserError
 from lamarck_jax.run_directory import digests, durable, set_aside
 from lamarck_jax.study import checked_files
@@ -74,6 +75,7 @@ class Setting:
     epochs_per_evaluation: Training epochs of each child, the paper's e.
     runs: The finished runs, ordered by seed.
     missing: Why a run has no result, by seed.
+    fitness: What its runs select for, as in the configuration.
   """
 
   name: str
@@ -81,6 +83,7 @@ class Setting:
   epochs_per_evaluation: int
   runs: tuple[Run, ...]
   missing: Mapping[int, str]
+  fitness: str = 'accuracy'
 
   @property
   def short_name(self) -> str:
@@ -117,6 +120,12 @@ class Study:
   budget_epochs: int
   checkpoint_epochs: tuple[int, ...]
   settings: tuple[Setting, ...]
+
+  @property
+  def fitness_name(self) -> str:
+    """What is selected for, in words; settings may differ in it."""
+    fitnesses = {setting.fitness for setting in self.settings}
+    return metrics.name(fitnesses.pop() if len(fitnesses) == 1 else '', 'validation')
 
 
 def write_plan(
@@ -202,6 +211,7 @@ def _study(
       configs[name]['epochs_per_evaluation'],
       tuple(sorted(runs[name], key=lambda run: run.seed)),
       missing[name],
+      configs[name]['fitness'],
     )
     for name in runs
     if name in configs
@@ -284,7 +294,12 @@ def write(study: Study, path: str | os.PathLike[str]) -> None:
   path = pathlib.Path(path)
   if path.exists() and _has_other_runs(path, study):
     set_aside.file(durable.Folder.open(path.parent), path.name)
-  _write(path, dataclasses.asdict(study))
+  content = dataclasses.asdict(study)
+  for setting in content['settings']:
+    # Files of studies that select for accuracy stay as they were before there was more.
+    if setting['fitness'] == 'accuracy':
+      del setting['fitness']
+  _write(path, content)
 
 
 def _has_other_runs(path: pathlib.Path, study: Study) -> bool:

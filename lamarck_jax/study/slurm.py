@@ -55,8 +55,7 @@ class SlurmExecutor:
       import submitit
     except ImportError as error:
       raise UserError(
-        "engine: got 'slurm', want submitit installed"
-        " (pip install 'lamarck-jax[slurm]')"
+        "engine: got 'slurm', want submitit installed: pip install -e '.[slurm]'"
       ) from error
     if cluster == 'slurm' and not shutil.which('sbatch'):
       raise UserError(

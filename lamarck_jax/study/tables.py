@@ -91,7 +91,11 @@ def report(study: Study) -> str:
   if study.settings:
     faster, *others = study.settings
     found = [analysis.data_efficiency(study, faster, other) for other in others]
-    parts += [_efficiency_sentence(efficiency) for efficiency in found if efficiency]
+    parts += [
+      _efficiency_sentence(efficiency, study.fitness_name)
+      for efficiency in found
+      if efficiency
+    ]
   for setting in study.settings:
     if setting.missing:
       named = ', '.join(
@@ -154,12 +158,12 @@ def _early_sentence(c: Comparison) -> str:
   )
 
 
-def _efficiency_sentence(efficiency: DataEfficiency) -> str:
+def _efficiency_sentence(efficiency: DataEfficiency, measure: str) -> str:
   def text(share: float) -> str:
     return 'more than 100%' if math.isinf(share) else f'{share:.0%}'
 
   return (
-    f'{efficiency.faster} reaches the final mean best validation accuracy of'
+    f'{efficiency.faster} reaches the final mean best {measure} of'
     f' {efficiency.other}, {efficiency.target:.3f}, after {text(efficiency.share)} of'
     f' the budget (95% interval {text(efficiency.low)} to {text(efficiency.high)}).'
   )

@@ -96,6 +96,17 @@ def test_a_class_with_fewer_than_a_handful_is_told(caplog):
   caplog.clear()
   with caplog.at_level(logging.WARNING):
     _split(_source([60, 12]))
+  assert 'training images' not in caplog.text
+
+
+def test_a_validation_split_of_few_images_is_told(caplog):
+  source = _source([70, 70])
+  with caplog.at_level(logging.WARNING):
+    _split(source, num_validation=29)
+  assert '29 validation images: fitness moves in steps of 1/29' in caplog.text
+  caplog.clear()
+  with caplog.at_level(logging.WARNING):
+    _split(source, num_validation=30)
   assert not caplog.text
 
 

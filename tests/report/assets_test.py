@@ -48,6 +48,22 @@ def test_the_tree_has_a_node_per_event_and_a_click_shows_the_network(
     assert front == sorted(set(front))
 
 
+def test_the_page_shows_the_balanced_accuracies_that_were_selected_for(
+  browser, tmp_path
+):
+  write_search(tmp_path / 'run', 9, fitness='balanced_accuracy')
+  with opened(browser, html_page.write(tmp_path / 'run').as_uri()) as page:
+    # As the page has it, since its style may show text in capitals.
+    tiles = page.locator('.tiles').text_content()
+    assert 'best balanced validation accuracy' in tiles
+    assert 'balanced test accuracy' in tiles
+    chart = "document.getElementById('progress-chart').layout.yaxis.title.text"
+    assert page.evaluate(chart) == 'balanced validation accuracy'
+    heads = page.locator('section th').all_text_contents()
+    assert heads.count('balanced validation accuracy') == 2
+    assert 'validation accuracy' not in heads
+
+
 def test_a_crossover_has_both_parents_in_the_tree_and_its_seam_in_the_details(
   browser, run_directory, tmp_path
 ):

@@ -10,6 +10,7 @@ import pytest
 from lamarck_jax.errors import StorageError
 from lamarck_jax.report import html_page
 from lamarck_jax.run_directory import records
+from lamarck_jax.study import results
 from tests.conftest import make_tiny_config
 from tests.report.conftest import data_of, write_search
 
@@ -22,7 +23,21 @@ def test_the_page_contains_every_event_and_needs_no_other_file(run_directory):
   assert data['environment']['dataset']['class_names'] == ['<b>cat</b>', 'dog']
   assert data['environment']['starts'] == [{'cores': 2}]
   assert '<title>a &lt;run&gt;</title>' in page
+  assert '<noscript>This report is drawn by JavaScript' in page
   assert not re.search(r'<(script|link|img)[^>]*(src|href)="(?!data:)', page)
+
+
+def test_the_page_names_what_was_selected_for(run_directory, tmp_path):
+  assert html_page.collect(run_directory)['fitness_name'] == 'validation accuracy'
+  for seed in (1, 2):
+    path = tmp_path / 'lamarckian' / f'seed{seed}'
+    write_search(path, 9, seed=seed, fitness='balanced_accuracy')
+    name = html_page.collect(path)['fitness_name']
+    assert name == 'balanced validation accuracy'
+  results.write_plan(tmp_path, [('lamarckian', 1), ('lamarckian', 2)])
+  assert html_page.collect(tmp_path)['fitness_name'] == name
+  results.write(results.collect(tmp_path), tmp_path / 'results.json')
+  assert results.load(tmp_path / 'results.json').fitness_name == name
 
 
 def test_a_search_in_progress_has_a_report(tmp_path):

@@ -166,7 +166,7 @@ def test_data_that_have_moved_are_recognised_and_others_are_not(started, tmp_pat
   records.check(started, make_config(dataset__name=moved['name']))
   dataset_record.load(moved, started)
   assert dataset_record.needs_check(moved, started)
-  dataset_record.check_finished(moved, started)
+  assert dataset_record.check_finished(moved, started)
   write_photos(tmp_path / 'moved.npz', y_train=(np.arange(60) + 1) % 3)
   with pytest.raises(UserError, match='other labels in train'):
     dataset_record.check_finished(moved, started)
@@ -176,7 +176,7 @@ def test_a_finished_run_does_without_its_data(started, tmp_path, monkeypatch):
   pathlib.Path('photos.npz').unlink()
   for folder in (tmp_path / 'home', tmp_path):
     monkeypatch.chdir(folder)
-    dataset_record.check_finished(SECTION, started)
+    assert not dataset_record.check_finished(SECTION, started)
   assert str(tmp_path / 'home' / 'photos.npz') in refusal(started)
 
 

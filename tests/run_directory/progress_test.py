@@ -58,6 +58,25 @@ def test_a_plain_line_says_all_that_matters_of_an_evaluation(clock):
   assert line.endswith('00:30 left')
 
 
+def test_with_parsimony_the_selected_network_is_not_called_the_best(clock):
+  file = io.StringIO()
+  with progress.Progress(512, file=file) as bar:
+    clock.now += 2
+    _evaluate(bar, {**_event(7, 32, 0.6543, 0.7891), 'best': 3})
+  assert 'selected 0.7891' in file.getvalue()
+  assert 'best' not in file.getvalue()
+  result = {
+    'best': {**_GENOTYPE.to_json(), 'fitness': 0.7891, 'evaluation': 3},
+    'num_evaluations': 8,
+    'checkpoints': [],
+  }
+  lines = progress.result_lines(result, 'accuracy', parsimony=True)
+  assert lines == [
+    ('selected network', '64c3 96c5s2'),
+    ('validation accuracy', '0.7891  (evaluation 3 of 8)'),
+  ]
+
+
 def test_there_is_one_plain_line_an_evaluation_and_no_control_characters(clock):
   file = io.StringIO()
   with progress.Progress(12, file=file) as bar:

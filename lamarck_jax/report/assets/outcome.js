@@ -26,7 +26,7 @@ function paretoFront(events, sizes) {
 }
 
 /** Returns a section with a chart of accuracy against size, and what draws it. */
-function sizeSection({events, environment}, onSelect) {
+function sizeSection({events, environment, fitness_name: fitnessName}, onSelect) {
   const {image_shape: shape, class_names: names} = environment.dataset || {};
   const measures = {
     operations: {title: 'operations of an evaluation, forward', of: (event) => event.flops},
@@ -35,7 +35,7 @@ function sizeSection({events, environment}, onSelect) {
     }),
   };
   let measure = measures.operations;
-  const div = el('div', {class: 'chart', id: 'size-chart', role: 'img', 'aria-label': 'validation accuracy of each network against its size'});
+  const div = el('div', {class: 'chart', id: 'size-chart', role: 'img', 'aria-label': `${fitnessName} of each network against its size`});
   const make = () => {
     const x = events.map(measure.of);
     const front = paretoFront(events, x);
@@ -47,7 +47,7 @@ function sizeSection({events, environment}, onSelect) {
         mode: 'lines+markers', hoverinfo: 'skip', line: {color: css('--accent'), width: 2, shape: 'hv'}},
     ], layout({
       xaxis: {title: {text: measure.title}, type: 'log'},
-      yaxis: {title: {text: 'validation accuracy'}, tickformat: '.0%'},
+      yaxis: {title: {text: fitnessName}, tickformat: '.0%'},
     })];
   };
   let draw = null;

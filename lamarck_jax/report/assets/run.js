@@ -61,20 +61,22 @@ class Search {
   }
 
   summary() {
-    const {events, result} = this.data;
+    const {events, result, fitness_name: fitnessName, is_balanced: isBalanced} = this.data;
     const best = events[bestEvent(events)];
     const last = result && result.checkpoints.at(-1);
     // A network that is the best at two budgets is completed once.
     const completed = new Map(result ? result.checkpoints.map((entry) => [entry.evaluation, entry.seconds || 0]) : []);
     const completion = [...completed.values()].reduce((sum, seconds) => sum + seconds, 0);
+    const selected = hasSelection(events);  // With parsimony it need not be the best.
     return tiles([
-      ['best validation accuracy', percent(best.fitness)],
+      [selected ? `${fitnessName} of the selected network` : `best ${fitnessName}`, percent(best.fitness)],
       ...(last ? [['test accuracy after completion', percent(last.test_accuracy)]] : []),
+      ...(last && isBalanced ? [['balanced test accuracy', percent(last.test_balanced_accuracy ?? null)]] : []),
       ['evaluations', `${events.length}`],
       ['accepted', `${events.filter((event) => event.accepted).length}`],
       ['time of the search', duration(elapsed(events).at(-1))],
       ...(completion ? [['time of completion', duration(completion)]] : []),
-      ['best network', genotypeText(best.genotype), true],
+      [selected ? 'selected network' : 'best network', genotypeText(best.genotype), true],
     ]);
   }
 
@@ -101,11 +103,11 @@ class Search {
       {x, y: events.map((event) => event.fitness), text, name: 'each evaluation', mode: 'markers',
         hoverinfo: 'text',
         marker: {color, size: 7, symbol: events.map((event) => (event.accepted ? 'circle' : 'circle-open'))}},
-      {x, y: events.map((event) => event.best_fitness), name: 'best so far', mode: 'lines', hoverinfo: 'skip',
+      {x, y: events.map((event) => event.best_fitness), name: hasSelection(events) ? 'selected so far' : 'best so far', mode: 'lines', hoverinfo: 'skip',
         line: {color: css('--accent'), width: 2, shape: 'hv'}},
     ], layout({
       xaxis: {title: {text: title}},
-      yaxis: {title: {text: 'validation accuracy'}, tickformat: '.0%'},
+      yaxis: {title: {text: this.data.fitness_name}, tickformat: '.0%'},
     })];
   }
 
@@ -126,7 +128,7 @@ class Search {
       svg('svg', {width: 14, height: 14, 'aria-hidden': 'true'}, svg('circle', {cx: 7, cy: 7, r: 5, class: `node ${kind}`})), ` ${text}  `);
     return el('p', {class: 'legend'}, mark('accepted', 'accepted'), mark('', 'rejected'), mark('niche', 'in a niche'),
       mark('failed', 'failed'), el('br', {}),
-      this.population ? 'Dashed lines separate the generations; the child of a crossover has lines to both parents. ' : '', 'Height is validation accuracy. Click, or use the arrow keys: left and right step through the evaluations, up goes to the parent. “Before training” is the accuracy of a child right after inheritance.');
+      this.population ? 'Dashed lines separate the generations; the child of a crossover has lines to both parents. ' : '', `Height is ${this.data.fitness_name}. Click, or use the arrow keys: left and right step through the evaluations, up goes to the parent. “Before training” is that of a child right after inheritance.`);
   }
 
   drawTree() {
@@ -235,7 +237,7 @@ class Search {
         : el('button', {class: 'plain', onclick: () => this.select(number)}, `evaluation ${number}`)]),
       ['mutation', event.mutation.map((name) => name.replaceAll('_', ' ')).join(', ') || '–'],
       ...(event.crossover?.cut ? [['seam', seam(event.crossover)]] : []),
-      ['accuracy', percent(event.fitness)],
+      [this.data.fitness_name, percent(event.fitness)],
       ['before training', percent(event.fitness_at_birth ?? null)],
       ['outcome', event.failure ? `failed: ${event.failure}` : event.accepted ? 'accepted' : 'rejected'],
       ...(event.niche === null ? [] : [['niche', `opened from evaluation ${event.niche}`]]),
@@ -258,7 +260,7 @@ class Search {
         ['generation', 'generation', (event) => event.generation, 'number'],
         ['parent', 'parents', (event) => parents(event).join(', ') || null, 'number'],
       ] : [['parent', 'parent', (event) => event.parent, 'number']]),
-      ['fitness', 'accuracy', (event) => event.fitness, 'number', percent],
+      ['fitness', this.data.fitness_name, (event) => event.fitness, 'number', percent],
       ['before_training', 'before training', (event) => event.fitness_at_birth ?? null, 'number', percent],
       ['outcome', 'outcome', (event) => (event.failure ? 'failed' : event.accepted ? 'accepted' : 'rejected'), ''],
       ['niche', 'niche', (event) => event.niche, 'number'],
@@ -312,10 +314,14 @@ class Search {
   }
 
   checkpoints() {
-    const {result} = this.data;
+    const {result, fitness_name: fitnessName, is_balanced: isBalanced} = this.data;
     if (!result || !result.checkpoints.length) return [];
-    const head = ['search epochs', 'network', 'validation accuracy', 'after completion', 'test accuracy'];
+    const head = ['search epochs', 'network', fitnessName, isBalanced ? 'validation accuracy after completion' : 'after completion', 'test accuracy'];
     const accuracies = ['fitness', 'validation_accuracy', 'test_accuracy'];
+    if (isBalanced) {
+      head.push('balanced test accuracy');
+      accuracies.push('test_balanced_accuracy');
+    }
     return [section('Checkpoints', el('div', {class: 'scroll'}, el('table', {},
       el('thead', {}, el('tr', {}, ...head.map((text) => el('th', {scope: 'col'}, text)))),
       el('tbody', {}, ...result.checkpoints.map((entry) => el('tr', {},
@@ -337,10 +343,13 @@ class Search {
   }
 }
 
+/** Returns whether a network is selected that need not be the fittest: with parsimony. */
+function hasSelection(events) {
+  return Number.isInteger(events.at(-1).best);
+}
+
 function bestEvent(events) {
-  // With parsimony it need not be the fittest.
-  const {best: selected} = events[events.length - 1];
-  if (Number.isInteger(selected)) return selected;
+  if (hasSelection(events)) return events.at(-1).best;
   return events.reduce((best, event, index) => (event.fitness > events[best].fitness ? index : best), 0);
 }
 
