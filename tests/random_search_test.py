@@ -167,6 +167,7 @@ def random_config():
   return config
 
 
+@pytest.mark.slow
 def test_a_random_search_records_roots_and_completes_the_best(
   random_config, undisturbed
 ):

@@ -27,6 +27,7 @@ def children(process: int) -> list[int]:
   ]
 
 
+@pytest.mark.slow
 def test_a_population_whose_worker_is_killed_is_that_of_one_process(
   shared_compilation_cache, tmp_path
 ):

@@ -44,6 +44,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_devices_that_share_a_batch_train_as_one_does(shared_compilation_cache):
   single, shared = (
     json.loads(
