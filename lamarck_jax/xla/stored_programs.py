@@ -67,6 +67,7 @@ class StoredPrograms:
     if (content := self._storage.get(key)) is None:
       return None
     try:
+      # Pickles are code, and so are programs: both only from a folder of the user's own.
       programs = [
         _unpacked(packed, inputs) for packed in pickle.loads(zlib.decompress(content))
       ]
@@ -88,7 +89,7 @@ class StoredPrograms:
     try:
       content = pickle.dumps([_packed(program, inputs) for program in programs])
     except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError):
-      return
+      return  # The platform cannot serialise it; the next process compiles it again.
     self._storage.put(key, zlib.compress(content, 1))
 
   def compile(
