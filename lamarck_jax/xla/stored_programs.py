@@ -67,7 +67,7 @@ class StoredPrograms:
     if (content := self._storage.get(key)) is None:
       return None
     try:
-      # Pickles are code, and so are programs: both only from a folder of the user's own.
+      # Pickles are code, and so are programs: only from a folder of the user's own.
       programs = [
         _unpacked(packed, inputs) for packed in pickle.loads(zlib.decompress(content))
       ]
