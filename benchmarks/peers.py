@@ -1,6 +1,6 @@
 """Our search compared with what a user would pick instead, at equal seconds.
 
-  python -m benchmarks.peers --out=DIR [--seconds=600] [--seeds=1,2,3,4,5] [--cores=0]
+  python -m benchmarks.peers --out=DIR [--seconds=300] [--seeds=1,2,3,4,5] [--cores=0]
   python -m benchmarks.peers --out=DIR --report
 
 On `configs/cifar10_small.py`, each method gets one core and the same seconds, counted
@@ -337,7 +337,7 @@ def main() -> None:
   """Runs what is missing, and makes the table and the figure."""
   parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
   parser.add_argument('--out', required=True, type=pathlib.Path)
-  parser.add_argument('--seconds', type=float, default=600)
+  parser.add_argument('--seconds', type=float, default=300)
   parser.add_argument('--seeds', type=_integers, default=[1, 2, 3, 4, 5])
   parser.add_argument('--methods', type=lambda text: text.split(','), default=METHODS)
   parser.add_argument('--cores', type=_integers, default=[0], help='One run on each.')
