@@ -5,9 +5,9 @@
 A study completes a checkpoint from the weights of its search, which inheritance has
 trained for longer. Here the network of every finished run's last checkpoint, or of that
 at N epochs, is also completed from fresh weights, on the same schedule, where only the
-architecture matters. Accuracies on the training images show which of the two overfits.
-
-STUDY must still have its weights. The same command resumes after an interruption.
+architecture matters; the former's accuracies are those of the run's result. Those on
+the training images show which of the two overfits. No weights are read, so a published
+study will do. The same command resumes after an interruption.
 """
 
 import argparse
@@ -30,7 +30,8 @@ from lamarck_jax.run_directory import records
 from lamarck_jax.runtime import process
 from lamarck_jax.training import Trainer
 
-_SPLITS = ('train', 'validation', 'test')
+# By their names in the trainer, those in a result.
+_SPLITS = {'train': 'training', 'validation': 'validation', 'test': 'test'}
 
 
 def find_checkpoints(
@@ -59,7 +60,7 @@ def find_checkpoints(
 def measure(
   path: pathlib.Path, checkpoint: dict[str, Any], trainer: Trainer
 ) -> dict[str, Any]:
-  """Returns accuracies of a run's checkpoint, completed from both weights."""
+  """Returns accuracies of a network, completed from its weights and from fresh ones."""
   config = config_dict.ConfigDict(records.read_config(path))
   genotype = Genotype.from_json(checkpoint)
   number = checkpoint['evaluation']
@@ -67,19 +68,17 @@ def measure(
   fresh = model.init_variables(
     jax.random.fold_in(key, 0), genotype, trainer.image_shape[-1], trainer.num_classes
   )
-  directory = records.RunDirectory(path, config.to_dict())
-  networks = {
-    'searched': directory.read_completed_weights(number),
-    'fresh': trainer.train(key, genotype, fresh, completion.schedule(config)),
-  }
+  variables = trainer.train(key, genotype, fresh, completion.schedule(config))
   return {
     'setting': path.parent.name,
     'seed': config.seed,
     'epochs': checkpoint['epochs'],
     'genotype': str(genotype),
-    **{
-      name: {split: trainer.accuracy(genotype, variables, split) for split in _SPLITS}
-      for name, variables in networks.items()
+    'searched': {
+      split: checkpoint[f'{name}_accuracy'] for split, name in _SPLITS.items()
+    },
+    'fresh': {
+      split: trainer.accuracy(genotype, variables, split) for split in _SPLITS
     },
   }
 
