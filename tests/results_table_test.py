@@ -81,14 +81,15 @@ def _names(page):
 def _p_values(names):
   tests = [test for name in names for test in results_cells.comparisons(name)]
   found = {p for test in tests for p in (test.p, test.p_holm)}
-  if 'cifar10_small' in names:
+  for name in names:
     # The networks of inheritance and baseline I, completed from either weights.
-    path = results_cells.RESULTS / 'cifar10_small' / 'fresh_completion.json'
     for weights in ('searched', 'fresh'):
       test = {}
-      for run in json.loads(path.read_text())['runs']:
+      for run in _fresh_completions(name):
         test.setdefault(run['setting'], []).append(run[weights]['test'])
-      found.add(scipy.stats.mannwhitneyu(test['lamarckian'], test['baseline_1']).pvalue)
+      if {'lamarckian', 'baseline_1'} <= test.keys():
+        pair = test['lamarckian'], test['baseline_1']
+        found.add(scipy.stats.mannwhitneyu(*pair).pvalue)
   if 'inheritance_modes' in names:
     found |= _remedies()
   # As the tables have them, which follow from the files.
@@ -100,6 +101,11 @@ def _p_values(names):
     for other in results_cells.BASELINES:
       found.add(results_cells.comparison(name, results_cells.TEST, other).p_holm)
   return found
+
+
+def _fresh_completions(name):
+  path = results_cells.RESULTS / name / 'fresh_completion.json'
+  return json.loads(path.read_text())['runs'] if path.exists() else []
 
 
 def _crossover_tables(names):
@@ -138,8 +144,7 @@ def _means(names):
           setting.training_accuracies(epochs),
         ]
   for name in names:
-    path = results_cells.RESULTS / name / 'fresh_completion.json'
-    runs = json.loads(path.read_text())['runs'] if path.exists() else []
+    runs = _fresh_completions(name)
     for setting in {run['setting'] for run in runs}:
       group = [run for run in runs if run['setting'] == setting]
       for weights in ('searched', 'fresh'):
