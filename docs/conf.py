@@ -74,7 +74,7 @@ def _write_reference(app: Any) -> None:
 
   top = _public_modules(package)
   write_group('paper', '# The paper in nine files\n', _PAPER)
-  write_group('beside', '# Beside the algorithm\n', sorted(set(top) - set(_PAPER)))
+  write_group('beside', '# Other modules\n', sorted(set(top) - set(_PAPER)))
   for folder in sorted(path.parent for path in package.glob('*/__init__.py')):
     modules = [f'{folder.name}.{module}' for module in _public_modules(folder)]
     write_group(folder.name, _page(folder.name, ':no-members:'), modules)
