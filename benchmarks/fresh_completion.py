@@ -77,9 +77,7 @@ def measure(
     'searched': {
       split: checkpoint[f'{name}_accuracy'] for split, name in _SPLITS.items()
     },
-    'fresh': {
-      split: trainer.accuracy(genotype, variables, split) for split in _SPLITS
-    },
+    'fresh': {split: trainer.accuracy(genotype, variables, split) for split in _SPLITS},
   }
 
 

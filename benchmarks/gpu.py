@@ -198,9 +198,9 @@ def training_step(session: Session) -> str:
       command = [sys.executable, '-m', 'benchmarks.training_speed', f'--out={path}']
       command += [f'--network={network}', f'--dtype={dtype}', '--rounds=3', *flags]
       (process,) = session.run(command, XLA_PYTHON_CLIENT_PREALLOCATE='false')
-      outcome = process.outcome
-      if outcome == 'cut off':
-        break
+      outcome = max(outcome, process.outcome, key=_OUTCOMES.index)
+      if process.outcome == 'cut off':
+        return outcome
       if path.exists():
         result = json.loads(path.read_text())['networks'][network]
         results[f'{network} {dtype}'] = result

@@ -213,7 +213,7 @@ def report(found: dict[str, list[dict[str, Any]]]) -> str:
   comparisons = {test.other: test for test in _comparisons(found)}
   header = ['method', 'n', 'networks', 'seconds', 'CPU share', 'parameters']
   header += ['best validation', 'test: mean', 'min', 'max']
-  header += ['lamarckian less it', 'effect', 'p', 'p Holm']
+  header += [f'{next(iter(found))} less it', 'effect', 'p', 'p Holm']
   rows = []
   for method, runs in found.items():
     validation, test = (

@@ -26,12 +26,15 @@ def summarize(events: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any
   }
   if not events:
     return figures
-  flops = sum(event['flops'] for event in events)
+  trained = [event for event in events if event['failure'] is None]
+  flops = sum(event['flops'] for event in trained)
   figures['best_fitness'] = max(event['fitness'] for event in events)
   figures['outside_evaluations_seconds'] = seconds - phases['total']
   figures['forward_flops'] = flops
-  figures['train_tflops_per_second'] = 3 * flops / phases['train'] / 1e12
-  figures['extrapolation'] = extrapolate(events, seconds)
+  if trained:
+    train = sum(event['seconds']['train'] for event in trained)
+    figures['train_tflops_per_second'] = 3 * flops / train / 1e12
+    figures['extrapolation'] = extrapolate(trained, seconds)
   return figures
 
 

@@ -81,16 +81,16 @@ def run(
       process is in the directory.
     StorageError: If the directory cannot be written any more.
   """
-  config_lib.validate(config)
-  workdir = paths.local('workdir', workdir)
-  records.check(workdir, config.to_dict())
-  if (result := history.read_result(workdir)) is not None:
-    compared = dataset_record.check_finished(config.dataset, workdir, source)
-    what = 'the same data' if compared else 'its data were not compared'
-    logging.info('%s holds a finished search; %s', workdir, what)
-    return result
-  warm_start.check(config, workdir)
   with contextlib.closing(workers) if workers else contextlib.nullcontext():
+    config_lib.validate(config)
+    workdir = paths.local('workdir', workdir)
+    records.check(workdir, config.to_dict())
+    if (result := history.read_result(workdir)) is not None:
+      compared = dataset_record.check_finished(config.dataset, workdir, source)
+      what = 'the same data' if compared else 'its data were not compared'
+      logging.info('%s holds a finished search; %s', workdir, what)
+      return result
+    warm_start.check(config, workdir)
     if workers:
       workers.start(config)  # They import JAX while this process reads the data.
     dataset, dataset_of_run = dataset_record.load(config.dataset, workdir, source)

@@ -157,3 +157,14 @@ def test_the_rehearsal_runs_every_method_that_is_installed(tmp_path):
     f'{m}_seed1' for m in methods
   }
   assert (tmp_path / 'accuracy.png').exists()
+
+
+def test_table_names_the_method_that_is_compared(tmp_path):
+  for method in ('random_search', 'optuna'):
+    for seed, accuracy in enumerate((0.4, 0.5), start=1):
+      write_result(tmp_path, method, seed, accuracy)
+
+  header = peers.report(peers.read(tmp_path)).splitlines()[0]
+
+  assert 'random_search less it' in header
+  assert 'lamarckian' not in header

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import functools
 import importlib.util
+import itertools
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from lamarck_jax.xla import sharding
 # The environment variable that sets the size of XLA's thread pool.
 _NUM_THREADS = 'PJRT_NPROC'
 _CUDA_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
+_NO_GPU = ('', '-1', 'NoDevFiles')  # In CUDA_VISIBLE_DEVICES.
 
 
 def available_cores() -> list[int]:
@@ -33,11 +35,15 @@ def available_gpus() -> list[str]:
   if not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
     return []
   if 'CUDA_VISIBLE_DEVICES' in os.environ:
-    return [gpu for gpu in os.environ['CUDA_VISIBLE_DEVICES'].split(',') if gpu]
+    # CUDA takes those before the first that is none.
+    listed = os.environ['CUDA_VISIBLE_DEVICES'].split(',')
+    return list(itertools.takewhile(lambda gpu: gpu not in _NO_GPU, listed))
   if not shutil.which('nvidia-smi'):
     return []
   listing = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True)
-  return [str(index) for index, _ in enumerate(listing.stdout.splitlines())]
+  # Lines of partitions of a GPU are indented below its own.
+  found = [line for line in listing.stdout.splitlines() if line.startswith('GPU ')]
+  return [] if listing.returncode else [str(index) for index in range(len(found))]
 
 
 def gpu_memory(gpus: Sequence[str]) -> int | None:

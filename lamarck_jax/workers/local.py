@@ -1,12 +1,13 @@
 """Worker processes on this machine, each with its share of cores or of a GPU."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import multiprocessing
 from multiprocessing import connection as connections
 import pickle
 import queue
 import threading
+import traceback
 from typing import Any
 
 from ml_collections import config_dict
@@ -99,9 +100,13 @@ class LocalWorker:
     self._outbox.put(None)
 
   def _send(self) -> None:
-    with contextlib.suppress(OSError):  # It died, which `_receive` reports.
+    try:
       while (message := self._outbox.get()) is not None:
         self._connection.send(message)
+    except OSError:
+      pass  # It died, which `_receive` reports.
+    except Exception as error:  # Such as too little memory for a copy of the data.
+      self._report(Report(self, Kind.ERROR, error))
 
   def _receive(self) -> None:
     try:
@@ -114,6 +119,8 @@ class LocalWorker:
       code = self._process.exitcode or 0
       reason = f'signal {-code}' if code < 0 else f'exit status {code}'
       self._report(Report(self, Kind.DIED, reason))
+    except Exception as error:  # Or the search would wait for ever.
+      self._report(Report(self, Kind.ERROR, error))
 
 
 def _serve(
@@ -124,18 +131,40 @@ def _serve(
 ) -> None:
   """Evaluates the candidates that come through a pipe, inside a worker."""
   worker_processes.initialise(environment)
+
+  def receive() -> Any:
+    with _search_may_end():
+      return connection.recv()
+
+  def send(*report: Any) -> None:
+    with _search_may_end():
+      connection.send(report)
+
   try:
     evaluator = Evaluator(config, xla_cache_dir)
-    evaluator.load(connection.recv())
-    connection.send((Kind.READY,))
+    evaluator.load(receive())
+    send(Kind.READY)
     while True:
-      candidate = connection.recv()
-      outcome = evaluator.evaluate(candidate, lambda: connection.send((Kind.EPOCH,)))
-      connection.send((Kind.OUTCOME, outcome))
-  except (EOFError, OSError):
-    return  # The search has ended.
+      send(Kind.OUTCOME, evaluator.evaluate(receive(), lambda: send(Kind.EPOCH)))
+  except _SearchEnded:
+    return
   except Exception as error:
-    connection.send((Kind.ERROR, _picklable(error)))
+    error.add_note(f'In a worker:\n{traceback.format_exc()}')
+    with contextlib.suppress(OSError):
+      connection.send((Kind.ERROR, _picklable(error)))
+
+
+class _SearchEnded(Exception):
+  """The pipe to the search has ended."""
+
+
+@contextlib.contextmanager
+def _search_may_end() -> Iterator[None]:
+  """Tells an error of the pipe from one of an evaluation."""
+  try:
+    yield
+  except (EOFError, OSError) as error:
+    raise _SearchEnded from error
 
 
 def _picklable(error: Exception) -> Exception:

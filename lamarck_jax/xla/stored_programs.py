@@ -140,6 +140,10 @@ def _digest_of_sources() -> str:
   return digest.hexdigest()
 
 
+# At import, since later the files may be newer than the code that was imported.
+_digest_of_sources()
+
+
 def _packed(program: stages.Compiled, inputs: Any) -> tuple[bytes, Any, Any]:
   """Returns a program with the trees of its arguments and outputs, to be pickled.
 
