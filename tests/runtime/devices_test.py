@@ -58,6 +58,8 @@ def test_a_number_of_devices_that_is_given_does_not_depend_on_the_cores(
     (['jax_cuda12_plugin'], {'CUDA_VISIBLE_DEVICES': '3,5'}, ['3', '5']),
     (['jax_cuda13_plugin'], {'CUDA_VISIBLE_DEVICES': '3,5'}, ['3', '5']),
     (['jax_cuda13_plugin'], {'CUDA_VISIBLE_DEVICES': ''}, []),
+    (['jax_cuda13_plugin'], {'CUDA_VISIBLE_DEVICES': '-1'}, []),
+    (['jax_cuda13_plugin'], {'CUDA_VISIBLE_DEVICES': '3,-1,5'}, ['3']),
     (['jax_cuda12_plugin'], {}, ['0', '1']),
     (['jax_cuda12_plugin'], {'JAX_PLATFORMS': ''}, ['0', '1']),
     (['jax_cuda12_plugin'], {'JAX_PLATFORMS': 'gpu,cpu'}, ['0', '1']),
