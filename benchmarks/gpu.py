@@ -32,7 +32,13 @@ import time
 from typing import Any
 
 from benchmarks import blocks, common, search_figures
-from benchmarks.gpu_session import TINY_EPOCHS, TINY_SEARCH, Session, describe_machine
+from benchmarks.gpu_session import (
+  DIGITS,
+  TINY_EPOCHS,
+  TINY_SEARCH,
+  Session,
+  describe_machine,
+)
 
 # ------------------------------------------------------------------------------
 # The parts
@@ -74,7 +80,7 @@ def beside_torch(session: Session) -> str:
   command = [sys.executable, '-m', 'benchmarks.search_speed', '--searches=cold']
   # The two share the GPU, and neither may take all of its memory.
   (process,) = session.run(
-    [*command, f'--out={path}', *flags, *session.budget(epochs)],
+    [*command, f'--out={path}', *session.with_budget(flags, epochs)],
     XLA_PYTHON_CLIENT_PREALLOCATE='false',
   )
   if path.exists():
@@ -108,10 +114,9 @@ _SMALL_EPOCHS = 24
 
 def determinism(session: Session) -> str:
   """Runs a search on digits twice at the same time, each with an empty cache."""
-  digits = ['--config=configs/digits.py']  # It needs no data to be prepared.
   names = ('first', 'second')
   processes = session.run(
-    *(session.search(name, f'xla_{name}', digits, epochs=40) for name in names),
+    *(session.search(name, f'xla_{name}', [DIGITS], epochs=40) for name in names),
     XLA_PYTHON_CLIENT_MEM_FRACTION='0.4',
   )
   runs = [

@@ -17,8 +17,9 @@ from lamarck_jax.runtime import devices, environment
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _WITHOUT_COMPLETION = '--config.completion.enabled=false'
+DIGITS = '--config=configs/digits.py'
 TINY_SEARCH = (
-  '--config=configs/digits.py',
+  DIGITS,
   '--config.dataset.num_train=96',
   '--config.dataset.num_validation=50',
   '--config.epochs_per_evaluation=1',
@@ -73,16 +74,16 @@ class Session:
     if self.args.tiny:
       flags, epochs = TINY_SEARCH, TINY_EPOCHS
     command = [sys.executable, 'run_evolution.py', f'--workdir={self.work / name}']
-    command += [f'--xla_cache_dir={self.work / cache}', *flags, _WITHOUT_COMPLETION]
-    return [*command, *self.budget(epochs)]
+    command += [f'--xla_cache_dir={self.work / cache}', _WITHOUT_COMPLETION]
+    return [*command, *self.with_budget(flags, epochs)]
 
-  def budget(self, epochs: int) -> list[str]:
-    """Returns the flags that all searches have."""
-    flags = [f'--config.budget_epochs={epochs}']
-    flags.append(f'--config.checkpoint_epochs=({epochs},)')
-    if self.args.data_dir:
-      flags.append(f'--config.dataset.data_dir={self.args.data_dir}')
-    return flags
+  def with_budget(self, flags: Sequence[str], epochs: int) -> list[str]:
+    """Returns the flags of a search, and those of its budget and data."""
+    budget = [f'--config.budget_epochs={epochs}']
+    budget.append(f'--config.checkpoint_epochs=({epochs},)')
+    if self.args.data_dir and DIGITS not in flags:  # They are not read from disk.
+      budget.append(f'--config.dataset.data_dir={self.args.data_dir}')
+    return [*flags, *budget]
 
   def run(
     self,

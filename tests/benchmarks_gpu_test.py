@@ -45,6 +45,18 @@ def test_a_search_reports_its_figures_and_the_extrapolation(tmp_path):
   assert '| best_fitness' in output
 
 
+def test_only_searches_that_read_data_from_disk_are_told_where_it_is(tmp_path):
+  args = argparse.Namespace(tiny=False, data_dir='/data')
+  session = gpu_session.Session(
+    args, {}, tmp_path, tmp_path, (tmp_path / 'log').open('w')
+  )
+  flag = '--config.dataset.data_dir=/data'
+  assert flag in session.search('a', 'x', ['--config=configs/cifar10.py'], 4)
+  assert flag not in session.search('b', 'x', [gpu_session.DIGITS], 4)
+  args.tiny = True
+  assert flag not in session.search('c', 'x', ['--config=configs/cifar10.py'], 4)
+
+
 def test_a_part_cut_off_keeps_what_it_has_written(tmp_path, monkeypatch):
   args = argparse.Namespace(tiny=False)
   log = (tmp_path / 'log.txt').open('w')

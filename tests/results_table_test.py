@@ -19,7 +19,7 @@ _SCALED = [root for root in _STUDIES if root.name in results_table.STUDIES]
 _PROSE = [
   page
   for page in results_table.pages()
-  if page.parent.name not in ('h200', 'h200_2', 'peers', 'cifar10_quarter')
+  if page.parent.name not in ('h200', 'h200_2', 'h200_3', 'peers', 'cifar10_quarter')
 ]
 
 each_page = pytest.mark.parametrize(
