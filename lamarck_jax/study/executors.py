@@ -190,28 +190,26 @@ class LocalExecutor:
       )
     self.num_workers = num_workers or len(cores)
     self._resources = worker_processes.resources(self.num_workers, cores, gpus)
-    self._pools: list[concurrent.futures.ProcessPoolExecutor | None]
-    self._pools = [None] * self.num_workers
-    self._busy: dict[Outcome, int] = {}
+    # Each run in progress, its worker, and the process that it has to itself.
+    self._busy: dict[Outcome, tuple[int, concurrent.futures.ProcessPoolExecutor]] = {}
 
   def submit(self, task: Task) -> Outcome:
     """Starts a run on a free worker; returns a future of `perform`'s result."""
     for future in [future for future in self._busy if future.done()]:
-      worker = self._busy.pop(future)
-      if future.exception():  # The process died, and with it its pool.
-        self._pools[worker] = None
-    worker = min(set(range(self.num_workers)) - set(self._busy.values()))
-    # A pool of one process per worker, since a dead process breaks its whole pool.
-    pool = self._pools[worker]
-    if pool is None:
-      pool = self._pools[worker] = concurrent.futures.ProcessPoolExecutor(
-        max_workers=1,
-        mp_context=multiprocessing.get_context('spawn'),
-        initializer=_initialise_worker,
-        initargs=self._resources[worker],
-      )
+      _, pool = self._busy.pop(future)
+      pool.shutdown()  # It has left the GPU's memory before the next run begins.
+    worker = min(
+      set(range(self.num_workers)) - {number for number, _ in self._busy.values()}
+    )
+    # A process per run, since settings such as JAX's devices hold for the process.
+    pool = concurrent.futures.ProcessPoolExecutor(
+      max_workers=1,
+      mp_context=multiprocessing.get_context('spawn'),
+      initializer=_initialise_worker,
+      initargs=self._resources[worker],
+    )
     future = pool.submit(perform, task)
-    self._busy[future] = worker
+    self._busy[future] = worker, pool
     return future
 
   def close(self) -> None:
@@ -219,9 +217,8 @@ class LocalExecutor:
     if not all(future.done() for future in self._busy):
       for process in multiprocessing.active_children():
         process.kill()
-    for pool in self._pools:
-      if pool:
-        pool.shutdown(cancel_futures=True)
+    for _, pool in self._busy.values():
+      pool.shutdown(cancel_futures=True)
 
 
 def _initialise_worker(cores: Sequence[int], environment: Mapping[str, str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from lamarck_jax.errors import UserError
 from lamarck_jax.run_directory import dataset_record, records
+from lamarck_jax.runtime import devices
 from lamarck_jax.study import executors, results, runner
 from tests.study.conftest import ROOT, make_tasks
 
@@ -69,6 +70,26 @@ def test_runs_are_ordinary_run_directories_and_are_skipped_once_finished(
   assert run_locally(tasks, on_end=lambda task, reason: ended.append(task.name)) == {}
   assert ended == []
   assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
+
+
+@pytest.mark.skipif(devices.num_cores() < 2, reason='wants two cores')
+def test_a_run_after_another_has_the_devices_that_it_has_alone(
+  shared_compilation_cache, tmp_path
+):
+  # Small batches have one JAX device, large ones one per core, which rounds otherwise.
+  def events(name, *batch_sizes):
+    tasks = []
+    for size in batch_sizes:
+      tasks += make_tasks(
+        tmp_path / name / str(size),
+        shared_compilation_cache,
+        num_seeds=1,
+        **{'batch_size': size, 'dataset.num_train': 512},
+      )
+    assert not run_locally(tasks, num_workers=1)
+    return [{**event, 'crc32': None} for event in read_events(tasks[-1])]
+
+  assert events('alone', 256) == events('after', 8, 256)
 
 
 def test_a_study_whose_worker_is_killed_has_the_results_of_an_uninterrupted_one(
