@@ -12,6 +12,7 @@ import math
 
 import jax
 from ml_collections import config_dict
+import numpy as np
 
 from lamarck_jax import activations, flops, initialisation, metrics, model
 from lamarck_jax.data.augmentation import Augmentation
@@ -161,13 +162,20 @@ def evaluate(
     key = random_key(config.seed, candidate.evaluation, Purpose.TRAINING)
     rates = learning_rates(config)
     variables = trainer.train(key, genotype, variables, rates, check_epoch)
+    _check_finite(variables)
     watch.lap('train')
     outcome.measures = measures = measure(variables)
     if config.algorithm == 'population' and config.population.mate == 'complementary':
       outcome.correct = activations.correct(trainer, genotype, variables)
     watch.lap('evaluate')
     outcome.fitness, outcome.variables = measures[config.fitness], variables
-  except (_CandidateError, jax.errors.JaxRuntimeError, MemoryError) as error:
+  # A fit of a child to its parent is an SVD, which need not converge.
+  except (
+    _CandidateError,
+    jax.errors.JaxRuntimeError,
+    MemoryError,
+    np.linalg.LinAlgError,
+  ) as error:
     trainer.check_device()
     outcome.failure = ' '.join(f'{error}'.split())[:500] or type(error).__name__
     watch.lap('failure')
@@ -227,3 +235,11 @@ def _check_epoch(
   limit = config.max_seconds_per_evaluation
   if limit is not None and elapsed > limit:
     raise _CandidateError(f'it takes longer than max_seconds_per_evaluation, {limit}')
+
+
+def _check_finite(variables: Variables) -> None:
+  """Raises _CandidateError after a last step that diverged, which no loss tells."""
+  for path, leaf in jax.tree.leaves_with_path(variables):
+    if not np.isfinite(np.asarray(leaf, np.float32)).all():
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      raise _CandidateError(f'{name} is not finite after training')

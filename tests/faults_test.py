@@ -10,10 +10,12 @@ import sys
 import textwrap
 import time
 
+import jax
+import numpy as np
 import pytest
 
 from lamarck_jax import config as config_lib
-from lamarck_jax import model, search, training
+from lamarck_jax import initialisation, model, search, training
 from lamarck_jax.errors import StorageError, UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.run_directory import records
@@ -65,6 +67,45 @@ def test_a_loss_that_is_not_finite_is_recorded(tiny_config, tmp_path):
   with pytest.raises(UserError, match='the loss of epoch 1 is'):
     search.run(tiny_config, tmp_path)
   assert all(event['fitness'] == 0 for event in read_events(tmp_path))
+
+
+def test_weights_that_a_last_step_made_infinite_are_recorded_and_not_inherited(
+  tiny_config, tmp_path, monkeypatch
+):
+  train, calls = training.Trainer.train, []
+
+  def diverge(self, key, genotype, variables, *args):
+    variables = train(self, key, genotype, variables, *args)
+    calls.append(genotype)
+    if len(calls) != 2:
+      return variables
+    params = {**variables['params']}
+    name = sorted(params)[0]
+    params[name] = jax.tree.map(lambda leaf: leaf * np.inf, params[name])
+    return {**variables, 'params': params}
+
+  monkeypatch.setattr(training.Trainer, 'train', diverge)
+  tiny_config.completion.enabled = False
+  search.run(tiny_config, tmp_path)
+  events = read_events(tmp_path)
+  assert [bool(event['failure']) for event in events] == [n == 1 for n in range(8)]
+  assert 'is not finite after training' in events[1]['failure']
+  assert all(event['parent'] != 1 for event in events)
+
+
+def test_a_fit_that_does_not_converge_is_recorded(tiny_config, tmp_path, monkeypatch):
+  inherit = initialisation.initial_variables
+
+  def fail(key, offspring, parent_variables, *args):
+    if parent_variables:
+      raise np.linalg.LinAlgError('SVD did not converge in Linear Least Squares')
+    return inherit(key, offspring, parent_variables, *args)
+
+  monkeypatch.setattr(initialisation, 'initial_variables', fail)
+  tiny_config.completion.enabled = False
+  search.run(tiny_config, tmp_path)
+  failures = {event['failure'] for event in read_events(tmp_path)}
+  assert failures == {None, 'SVD did not converge in Linear Least Squares'}
 
 
 @pytest.mark.slow

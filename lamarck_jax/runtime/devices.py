@@ -29,8 +29,7 @@ def available_cores() -> list[int]:
 
 def available_gpus() -> list[str]:
   """Returns the identifiers of the GPUs that JAX would use, without starting JAX."""
-  platforms = os.environ.get('JAX_PLATFORMS')
-  if platforms and not {'cuda', 'gpu'} & set(platforms.split(',')):
+  if _first_platform() not in ('', 'cuda', 'gpu'):
     return []
   if not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
     return []
@@ -44,6 +43,12 @@ def available_gpus() -> list[str]:
   # Lines of partitions of a GPU are indented below its own.
   found = [line for line in listing.stdout.splitlines() if line.startswith('GPU ')]
   return [] if listing.returncode else [str(index) for index in range(len(found))]
+
+
+def _first_platform() -> str:
+  """Returns the platform that JAX is told to use, empty if it chooses."""
+  platforms: str | None = jax.config.jax_platforms  # type: ignore[attr-defined]
+  return (platforms or '').split(',')[0]
 
 
 def gpu_memory(gpus: Sequence[str]) -> int | None:
@@ -113,10 +118,11 @@ def check_platform() -> None:
   """Initialises JAX's devices.
 
   Raises:
-    UserError: If the platform that the environment asks for cannot be had.
+    UserError: If the platform that the environment asks for cannot be had, or JAX uses
+      the CPU where there is a GPU for it; the machine would be divided wrongly.
   """
   try:
-    jax.local_devices()
+    platform = jax.local_devices()[0].platform
   # JAX asserts where it knows the platform and lacks its plugin.
   except (AssertionError, RuntimeError) as error:
     names = ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME')
@@ -125,3 +131,8 @@ def check_platform() -> None:
       f'JAX: got {" ".join(asked) or "no platform"}, want one that it finds here, such'
       f' as JAX_PLATFORMS=cpu{f": {error}" if str(error) else ""}'
     ) from error
+  if platform == 'cpu' and (gpus := available_gpus()):
+    raise UserError(
+      f'JAX: got the CPU, want the GPU {gpus[0]}, which JAX did not start;'
+      ' JAX_PLATFORMS=cpu uses the CPU'
+    )

@@ -7,6 +7,8 @@ a process of its own.
 
 import os
 
+from lamarck_jax.errors import UserError
+
 # A step of a search whose largest activations have this size keeps a GPU as busy as the
 # host: the model of `docs/performance.md` gives 2 ms for a typical network of five
 # blocks, with activations of half this size, on an H200; starting its programs takes 1
@@ -21,8 +23,10 @@ _ACTIVATIONS = 32
 # One to train and one to compile.
 _CORES = 2
 
-# XLA preallocates this share of a GPU's memory by default.
+# XLA preallocates this share of a GPU's memory by default, or what one of these
+# environment variables says. The second is the older one.
 _PREALLOCATED = 0.75
+_FRACTIONS = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
 
 
 def searches_per_gpu(
@@ -55,9 +59,21 @@ def take_as_needed() -> None:
 
 
 def memory_share(num_searches: float) -> dict[str, str]:
-  """Returns the environment variable that gives a search its share of a GPU's memory.
+  """Returns environment variables that give a search its share of a GPU's memory.
+
+  What is shared is what the environment lets one process take.
 
   Args:
     num_searches: Number of searches that share the GPU.
+
+  Raises:
+    UserError: If the environment's share is no number.
   """
-  return {'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{_PREALLOCATED / num_searches:.3f}'}
+  name = next(filter(os.environ.get, _FRACTIONS), None)
+  total = os.environ[name] if name else str(_PREALLOCATED)
+  try:
+    share = float(total) / num_searches
+  except ValueError as error:
+    raise UserError(f'{name}: got {total!r}, want a number above 0') from error
+  # JAX takes one of the two alone.
+  return {**dict.fromkeys(_FRACTIONS, ''), _FRACTIONS[-1]: f'{share:.3f}'}

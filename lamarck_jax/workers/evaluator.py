@@ -10,7 +10,7 @@ import numpy as np
 
 from lamarck_jax import trial
 from lamarck_jax.data.datasets import Dataset
-from lamarck_jax.runtime import allocator, jax_settings, process
+from lamarck_jax.runtime import allocator, devices, jax_settings, process
 from lamarck_jax.training import Trainer
 from lamarck_jax.trial import Candidate, Outcome
 
@@ -32,7 +32,12 @@ class Evaluator:
 
   @jax_settings.applied()
   def load(self, dataset: Dataset) -> None:
-    """Puts the data set on the device; it comes before the first candidate."""
+    """Puts the data set on the device; it comes before the first candidate.
+
+    Raises:
+      UserError: If JAX does not use the GPU that this process was given.
+    """
+    devices.check_platform()
     self._trainer = trial.make_trainer(self._config, dataset)
 
   @jax_settings.applied()

@@ -64,11 +64,13 @@ def test_a_number_of_devices_that_is_given_does_not_depend_on_the_cores(
     (['jax_cuda12_plugin'], {'JAX_PLATFORMS': ''}, ['0', '1']),
     (['jax_cuda12_plugin'], {'JAX_PLATFORMS': 'gpu,cpu'}, ['0', '1']),
     (['jax_cuda12_plugin'], {'JAX_PLATFORMS': 'cpu'}, []),
+    (['jax_cuda12_plugin'], {'JAX_PLATFORMS': 'cpu,cuda'}, []),
   ],
 )
 def test_gpus_are_those_that_jax_would_use(monkeypatch, plugins, environment, expected):
-  for name in ('CUDA_VISIBLE_DEVICES', 'JAX_PLATFORMS'):
-    monkeypatch.delenv(name, raising=False)
+  monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+  platforms = environment.get('JAX_PLATFORMS', '')  # JAX has read it when it started.
+  monkeypatch.setattr(devices, '_first_platform', lambda: platforms.split(',')[0])
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
   monkeypatch.setattr(
@@ -82,6 +84,14 @@ def test_gpus_are_those_that_jax_would_use(monkeypatch, plugins, environment, ex
     lambda *args, **kwargs: subprocess.CompletedProcess(args, 0, listing),
   )
   assert devices.available_gpus() == expected
+
+
+def test_a_gpu_that_jax_does_not_use_is_an_error(monkeypatch):
+  monkeypatch.setattr(devices, 'available_gpus', lambda: [])
+  devices.check_platform()
+  monkeypatch.setattr(devices, 'available_gpus', lambda: ['3'])
+  with pytest.raises(UserError, match='JAX: got the CPU, want the GPU 3'):
+    devices.check_platform()
 
 
 @pytest.mark.parametrize(

@@ -65,10 +65,25 @@ def test_a_gpu_is_not_shared_where_the_need_or_the_memory_is_unknown():
 def test_runs_on_ray_that_share_a_gpu_share_its_memory():
   assert ray_cluster.environment(2, 0.25) == {
     'PJRT_NPROC': '2',
+    'XLA_CLIENT_MEM_FRACTION': '',
     'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.188',
   }
   for gpus in (0, 1, 2):  # Without a GPU, or with GPUs of its own.
     assert ray_cluster.environment(0.5, gpus) == {'PJRT_NPROC': '1'}
+
+
+@pytest.mark.parametrize(
+  'name', ['XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION']
+)
+def test_searches_share_the_memory_that_the_environment_allows(monkeypatch, name):
+  monkeypatch.setenv(name, '0.5')
+  assert gpu_sharing.memory_share(2) == {
+    'XLA_CLIENT_MEM_FRACTION': '',
+    'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.250',
+  }
+  monkeypatch.setenv(name, 'half')
+  with pytest.raises(UserError, match=f"{name}: got 'half', want a number"):
+    gpu_sharing.memory_share(2)
 
 
 def test_without_a_gpu_there_is_a_worker_per_core():
