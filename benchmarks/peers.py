@@ -75,6 +75,9 @@ _TINY = {
   'completion.learning_rates': (1e-3,),
 }
 
+# How long a run may take beyond its seconds: completion, and the first compilation.
+_COMPLETION_SECONDS = 3600
+
 
 def make_config(
   method: str, seed: int, tiny: bool, data_dir: str | None
@@ -127,13 +130,18 @@ def _run(
     }
     task_path.write_text(json.dumps(task))
     load = os.getloadavg()[0]
-    process = subprocess.run(
-      [args.python, '-m', f'benchmarks.{_MODULES[method]}', str(task_path)],
-      cwd=_ROOT,
-      env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '2', 'CUDA_VISIBLE_DEVICES': ''},
-      capture_output=True,
-      text=True,
-    )
+    limit = _COMPLETION_SECONDS + 2 * args.seconds
+    try:
+      process = subprocess.run(
+        [args.python, '-m', f'benchmarks.{_MODULES[method]}', str(task_path)],
+        cwd=_ROOT,
+        env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '2', 'CUDA_VISIBLE_DEVICES': ''},
+        capture_output=True,
+        text=True,
+        timeout=limit,
+      )
+    except subprocess.TimeoutExpired:
+      return f'no outcome after {limit:.0f} s'
     if process.returncode or not out.exists():
       lines = process.stderr.strip().splitlines() or [f'exit {process.returncode}']
       return lines[-1]
@@ -199,13 +207,21 @@ def read(out: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
   found: dict[str, list[dict[str, Any]]] = {}
   for method in METHODS:
     paths = out.glob(f'{method}_seed*.json')
-    runs = [json.loads(path.read_text()) for path in paths]
+    runs = [_read_result(path) for path in paths]
     if runs:
       found[method] = sorted(runs, key=lambda run: run['seed'])
   kinds = {(r['budget_seconds'], r['tiny']) for runs in found.values() for r in runs}
   if len(kinds) > 1:
     raise UserError(f'out: got results of {sorted(kinds)} (seconds, tiny), want one')
   return found
+
+
+def _read_result(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+  except (OSError, ValueError) as error:
+    raise UserError(f'out: got {path} ({error}), want a result') from error
 
 
 def report(found: dict[str, list[dict[str, Any]]]) -> str:
@@ -350,16 +366,31 @@ def main() -> None:
     parser.error(
       f'methods: got {", ".join(sorted(unknown))}, want {", ".join(METHODS)}'
     )
+  try:
+    failures = _run_and_report(args)
+  except (OSError, UserError) as error:
+    parser.error(str(error))
+  if failures:
+    sys.exit(f'failed: {"; ".join(failures)}; the same command tries them again')
+
+
+def _run_and_report(args: argparse.Namespace) -> list[str]:
+  """Runs what is missing and prints the table; returns the failures.
+
+  Raises:
+    UserError: If there are other results in the folder, or damaged ones.
+  """
   args.out.mkdir(parents=True, exist_ok=True)
   earlier = {
     (r['budget_seconds'], r['tiny']) for rs in read(args.out).values() for r in rs
   }
   if not args.report and earlier - {(args.seconds, args.tiny)}:
-    parser.error(f'out: got results of other seconds or data in {args.out}, want none')
+    raise UserError(
+      f'out: got results of other seconds or data in {args.out}, want none'
+    )
   failures = [] if args.report else _run_missing(args)
   print(write_report(args.out))
-  if failures:
-    sys.exit(f'failed: {"; ".join(failures)}; the same command tries them again')
+  return failures
 
 
 if __name__ == '__main__':

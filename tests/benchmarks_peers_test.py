@@ -1,5 +1,6 @@
 """The comparison with other tools at equal seconds: its searches, table and figure."""
 
+import argparse
 import importlib.util
 import json
 import subprocess
@@ -168,3 +169,28 @@ def test_table_names_the_method_that_is_compared(tmp_path):
 
   assert 'random_search less it' in header
   assert 'lamarckian' not in header
+
+
+def test_a_damaged_result_is_one_line_and_status_2(tmp_path):
+  (tmp_path / 'lamarckian_seed1.json').write_text('{"method": ')
+  process = subprocess.run(
+    [sys.executable, '-m', 'benchmarks.peers', f'--out={tmp_path}', '--report'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode == 2
+  assert 'lamarckian_seed1.json' in process.stderr.splitlines()[-1]
+  assert 'Traceback' not in process.stderr
+
+
+def test_a_run_without_an_end_is_named(tmp_path, monkeypatch):
+  tool = tmp_path / 'python'
+  tool.write_text('#!/bin/sh\nexec sleep 100\n')
+  tool.chmod(0o755)
+  monkeypatch.setattr(peers, '_COMPLETION_SECONDS', 0.2)
+  args = argparse.Namespace(
+    seconds=0.0, tiny=True, data_dir=None, python=str(tool), out=tmp_path
+  )
+  reason = peers._run(args, tmp_path / 'data.npz', 'lamarckian', 1, 0)
+  assert reason == 'no outcome after 0 s'
