@@ -2,6 +2,7 @@
 
 import contextlib
 import pickle
+import shutil
 import zlib
 
 import jax
@@ -13,6 +14,7 @@ from lamarck_jax.data.augmentation import Augmentation
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.runtime import compilation_cache
 from lamarck_jax.xla import programs, stored_programs
+from tests.conftest import ROOT, run_program
 
 KEY = jax.random.key(0)
 GENOTYPE = Genotype.parse('4c3s2 8c1')
@@ -167,3 +169,22 @@ def test_without_jaxs_cache_nothing_is_stored(tiny_dataset, traced, tmp_path):
     trained(tiny_dataset)
   assert len(traced) == 6
   assert not entries(tmp_path)
+
+
+def test_programs_are_stored_under_the_sources_that_were_imported(tmp_path):
+  shutil.copytree(
+    ROOT / 'lamarck_jax',
+    tmp_path / 'lamarck_jax',
+    ignore=shutil.ignore_patterns('__pycache__'),
+  )
+  program = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[1])
+from lamarck_jax.xla import stored_programs
+changed = pathlib.Path(sys.argv[1], 'lamarck_jax', 'model.py')
+changed.write_text(changed.read_text() + '# Another version.')
+digest = stored_programs._digest_of_sources
+print(digest(), digest.__wrapped__())
+"""
+  imported, changed = run_program(program, str(tmp_path)).split()
+  assert imported != changed
