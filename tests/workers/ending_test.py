@@ -1,4 +1,4 @@
-"""Workers that a search was given are closed however it ends; pipes that fail say so."""
+"""Given workers are closed however a search ends; pipes that fail say so."""
 
 import queue
 
