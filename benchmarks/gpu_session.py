@@ -74,8 +74,8 @@ class Session:
     if self.args.tiny:
       flags, epochs = TINY_SEARCH, TINY_EPOCHS
     command = [sys.executable, 'run_evolution.py', f'--workdir={self.work / name}']
-    command += [f'--xla_cache_dir={self.work / cache}', _WITHOUT_COMPLETION]
-    return [*command, *self.with_budget(flags, epochs)]
+    command.append(f'--xla_cache_dir={self.work / cache}')
+    return [*command, *self.with_budget(flags, epochs), _WITHOUT_COMPLETION]
 
   def with_budget(self, flags: Sequence[str], epochs: int) -> list[str]:
     """Returns the flags of a search, and those of its budget and data."""
