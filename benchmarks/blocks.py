@@ -38,7 +38,7 @@ BLOCKS = (
   (64, 5, 1, 16, 32, 64),
   (256, 3, 1, 32, 256, 512),
 )
-# Of `even` and `uneven`. Those of 5x5 and few filters have not been measured.
+# Of `even` and `uneven`. The first two have not been measured on a card.
 STRIDED_BLOCKS = (
   (32, 5, 2, 32, 256, 512),
   (64, 5, 2, 32, 256, 512),

@@ -21,7 +21,8 @@ training of the network that it ends with:
 Compilation caches are empty at first. A search sees the training and validation images;
 its last network is evaluated on the test set once. A result is a file in DIR for each
 method and seed; the same command runs what is missing and makes the table and figure
-again, and `--report` makes these alone. `--tiny` rehearses all of it in a minute.
+again, and `--report` makes these alone. A process that has not ended an hour after its
+seconds has failed. `--tiny` rehearses all of it in a minute.
 
 Beside this package's requirements, this interpreter or the one that `--python` names
 needs `pip install autokeras==3.0.0 keras==3.12.4 keras-tuner==1.4.8 optuna==5.0.0
@@ -75,8 +76,19 @@ _TINY = {
   'completion.learning_rates': (1e-3,),
 }
 
-# How long a run may take beyond its seconds: completion, and the first compilation.
-_COMPLETION_SECONDS = 3600
+# How long a process may take beyond its seconds: what it ends with is not cut short.
+_GRACE_SECONDS = 3600
+# What a table and a figure need of a result.
+_FIELDS = {
+  'method',
+  'seed',
+  'budget_seconds',
+  'tiny',
+  'evaluations',
+  'curve',
+  'seconds',
+  'test_accuracy',
+}
 
 
 def make_config(
@@ -130,7 +142,7 @@ def _run(
     }
     task_path.write_text(json.dumps(task))
     load = os.getloadavg()[0]
-    limit = _COMPLETION_SECONDS + 2 * args.seconds
+    limit = args.seconds + _GRACE_SECONDS
     try:
       process = subprocess.run(
         [args.python, '-m', f'benchmarks.{_MODULES[method]}', str(task_path)],
@@ -202,7 +214,8 @@ def read(out: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
   """Returns the results by method, in the order of `METHODS`, by seed.
 
   Raises:
-    UserError: If they were not all made with the same seconds and data.
+    UserError: If one is damaged, or they were not all made with the same seconds and
+      data.
   """
   found: dict[str, list[dict[str, Any]]] = {}
   for method in METHODS:
@@ -219,9 +232,12 @@ def read(out: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
 def _read_result(path: pathlib.Path) -> dict[str, Any]:
   try:
     content: dict[str, Any] = json.loads(path.read_text())
-    return content
-  except (OSError, ValueError) as error:
+    missing = _FIELDS - content.keys()
+  except (OSError, ValueError, AttributeError) as error:
     raise UserError(f'out: got {path} ({error}), want a result') from error
+  if missing:
+    raise UserError(f'out: got {path} without {", ".join(sorted(missing))}')
+  return content
 
 
 def report(found: dict[str, list[dict[str, Any]]]) -> str:

@@ -269,8 +269,14 @@ def bypass(inputs: Moments, outputs: Moments) -> AffineMap:
 
 
 def least_squares(inputs: Moments, mean: np.ndarray, cross: np.ndarray) -> AffineMap:
-  """Predicts channels, given their mean and their covariance with the inputs."""
+  """Predicts channels, given their mean and their covariance with the inputs.
+
+  Raises:
+    LinAlgError: If activations are so large that their moments are not finite.
+  """
   covariance = inputs.covariance.astype(np.float64)
+  if not (np.isfinite(covariance).all() and np.isfinite(cross).all()):
+    raise np.linalg.LinAlgError('activations are too large for a fit of least squares')
   ridge = _RIDGE * np.trace(covariance) / len(covariance) + 1e-12
   weights = scipy.linalg.solve(
     covariance + ridge * np.eye(len(covariance)), cross, assume_a='pos'

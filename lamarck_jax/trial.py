@@ -169,7 +169,7 @@ def evaluate(
       outcome.correct = activations.correct(trainer, genotype, variables)
     watch.lap('evaluate')
     outcome.fitness, outcome.variables = measures[config.fitness], variables
-  # A fit of a child to its parent is an SVD, which need not converge.
+  # The last is of a fit by least squares, of a child to its parents.
   except (
     _CandidateError,
     jax.errors.JaxRuntimeError,
@@ -238,7 +238,7 @@ def _check_epoch(
 
 
 def _check_finite(variables: Variables) -> None:
-  """Raises _CandidateError after a last step that diverged, which no loss tells."""
+  """Raises _CandidateError if the last step diverged: no loss is taken after it."""
   for path, leaf in jax.tree.leaves_with_path(variables):
     if not np.isfinite(np.asarray(leaf, np.float32)).all():
       name = jax.tree_util.keystr(path, simple=True, separator='/')

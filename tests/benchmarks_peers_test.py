@@ -171,8 +171,9 @@ def test_table_names_the_method_that_is_compared(tmp_path):
   assert 'lamarckian' not in header
 
 
-def test_a_damaged_result_is_one_line_and_status_2(tmp_path):
-  (tmp_path / 'lamarckian_seed1.json').write_text('{"method": ')
+@pytest.mark.parametrize('content', ['{"method": ', '{}', '[]', '3'])
+def test_a_damaged_result_is_one_line_and_status_2(tmp_path, content):
+  (tmp_path / 'lamarckian_seed1.json').write_text(content)
   process = subprocess.run(
     [sys.executable, '-m', 'benchmarks.peers', f'--out={tmp_path}', '--report'],
     cwd=ROOT,
@@ -188,7 +189,7 @@ def test_a_run_without_an_end_is_named(tmp_path, monkeypatch):
   tool = tmp_path / 'python'
   tool.write_text('#!/bin/sh\nexec sleep 100\n')
   tool.chmod(0o755)
-  monkeypatch.setattr(peers, '_COMPLETION_SECONDS', 0.2)
+  monkeypatch.setattr(peers, '_GRACE_SECONDS', 0.2)
   args = argparse.Namespace(
     seconds=0.0, tiny=True, data_dir=None, python=str(tool), out=tmp_path
   )

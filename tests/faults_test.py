@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lamarck_jax import config as config_lib
-from lamarck_jax import initialisation, model, search, training
+from lamarck_jax import initialisation, model, net2net, search, training
 from lamarck_jax.errors import StorageError, UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.run_directory import records
@@ -93,19 +93,20 @@ def test_weights_that_a_last_step_made_infinite_are_recorded_and_not_inherited(
   assert all(event['parent'] != 1 for event in events)
 
 
-def test_a_fit_that_does_not_converge_is_recorded(tiny_config, tmp_path, monkeypatch):
+def test_a_fit_that_is_impossible_is_recorded(tiny_config, tmp_path, monkeypatch):
   inherit = initialisation.initial_variables
 
   def fail(key, offspring, parent_variables, *args):
     if parent_variables:
-      raise np.linalg.LinAlgError('SVD did not converge in Linear Least Squares')
+      infinite = net2net.Moments(np.zeros(2), np.full((2, 2), np.inf), np.zeros((2, 2)))
+      net2net.least_squares(infinite, infinite.mean, infinite.covariance)
     return inherit(key, offspring, parent_variables, *args)
 
   monkeypatch.setattr(initialisation, 'initial_variables', fail)
   tiny_config.completion.enabled = False
   search.run(tiny_config, tmp_path)
   failures = {event['failure'] for event in read_events(tmp_path)}
-  assert failures == {None, 'SVD did not converge in Linear Least Squares'}
+  assert failures == {None, 'activations are too large for a fit of least squares'}
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import itertools
 import os
+import re
 import shutil
 import subprocess
 
@@ -17,7 +18,7 @@ from lamarck_jax.xla import sharding
 # The environment variable that sets the size of XLA's thread pool.
 _NUM_THREADS = 'PJRT_NPROC'
 _CUDA_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
-_NO_GPU = ('', '-1', 'NoDevFiles')  # In CUDA_VISIBLE_DEVICES.
+_GPU = re.compile(r'\d+|(GPU|MIG)-.+')  # In CUDA_VISIBLE_DEVICES.
 
 
 def available_cores() -> list[int]:
@@ -35,8 +36,8 @@ def available_gpus() -> list[str]:
     return []
   if 'CUDA_VISIBLE_DEVICES' in os.environ:
     # CUDA takes those before the first that is none.
-    listed = os.environ['CUDA_VISIBLE_DEVICES'].split(',')
-    return list(itertools.takewhile(lambda gpu: gpu not in _NO_GPU, listed))
+    listed = map(str.strip, os.environ['CUDA_VISIBLE_DEVICES'].split(','))
+    return list(itertools.takewhile(_GPU.fullmatch, listed))
   if not shutil.which('nvidia-smi'):
     return []
   listing = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True)
@@ -47,6 +48,8 @@ def available_gpus() -> list[str]:
 
 def _first_platform() -> str:
   """Returns the platform that JAX is told to use, empty if it chooses."""
+  if name := os.environ.get('JAX_PLATFORM_NAME'):
+    return name.lower()
   platforms: str | None = jax.config.jax_platforms  # type: ignore[attr-defined]
   return (platforms or '').split(',')[0]
 

@@ -5,6 +5,7 @@ more slowly than the GPU runs them. So several of them run on one GPU at a time,
 a process of its own.
 """
 
+import math
 import os
 
 from lamarck_jax.errors import UserError
@@ -67,13 +68,15 @@ def memory_share(num_searches: float) -> dict[str, str]:
     num_searches: Number of searches that share the GPU.
 
   Raises:
-    UserError: If the environment's share is no number.
+    UserError: If the environment's share is no number above 0.
   """
   name = next(filter(os.environ.get, _FRACTIONS), None)
   total = os.environ[name] if name else str(_PREALLOCATED)
   try:
     share = float(total) / num_searches
-  except ValueError as error:
-    raise UserError(f'{name}: got {total!r}, want a number above 0') from error
+  except ValueError:
+    share = math.nan
+  if not 0 < share < math.inf:
+    raise UserError(f'{name}: got {total!r}, want a number above 0')
   # JAX takes one of the two alone.
-  return {**dict.fromkeys(_FRACTIONS, ''), _FRACTIONS[-1]: f'{share:.3f}'}
+  return {**dict.fromkeys(_FRACTIONS, ''), _FRACTIONS[-1]: f'{share:.3g}'}

@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 
+import jax
+
 from lamarck_jax.runtime import gpu_sharing
 
 
@@ -20,12 +22,16 @@ def resources(
     gpus: Identifiers of the available GPUs, as CUDA_VISIBLE_DEVICES takes them.
 
   Returns:
-    For each worker its cores, and the environment variables that give it a GPU.
+    For each worker its cores, and the environment variables that give it JAX's platform
+    and a GPU.
   """
   cores_per_worker = max(1, len(cores) // num_workers)
   workers = []
   for worker in range(num_workers):
     environment = {}
+    if platforms := jax.config.jax_platforms:  # type: ignore[attr-defined]
+      # A program may have set it, of which a new process would know nothing.
+      environment['JAX_PLATFORMS'] = platforms
     if gpus:
       workers_per_gpu = -(-num_workers // len(gpus))
       environment['CUDA_VISIBLE_DEVICES'] = gpus[worker % len(gpus)]
@@ -42,6 +48,8 @@ def initialise(environment: Mapping[str, str]) -> None:
     environment: Variables that JAX finds when it initialises, so this comes first.
   """
   os.environ.update(environment)
+  if 'JAX_PLATFORMS' in environment:  # JAX has been imported, and has read its own.
+    jax.config.update('jax_platforms', environment['JAX_PLATFORMS'])
   # Both reach the whole process group; the parent decides what ends.
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C.
   signal.signal(signal.SIGHUP, signal.SIG_IGN)  # A closed terminal.

@@ -190,34 +190,34 @@ class LocalExecutor:
       )
     self.num_workers = num_workers or len(cores)
     self._resources = worker_processes.resources(self.num_workers, cores, gpus)
-    # Each run in progress, its worker, and the process that it has to itself.
-    self._busy: dict[Outcome, tuple[int, concurrent.futures.ProcessPoolExecutor]] = {}
+    # The worker of each run in progress, and the process that the run has to itself.
+    self._busy: dict[Outcome, int] = {}
+    self._pools: dict[int, concurrent.futures.ProcessPoolExecutor] = {}
 
   def submit(self, task: Task) -> Outcome:
     """Starts a run on a free worker; returns a future of `perform`'s result."""
     for future in [future for future in self._busy if future.done()]:
-      _, pool = self._busy.pop(future)
-      pool.shutdown()  # It has left the GPU's memory before the next run begins.
-    worker = min(
-      set(range(self.num_workers)) - {number for number, _ in self._busy.values()}
-    )
+      # Its process ends while that of the next run starts.
+      self._pools.pop(self._busy.pop(future)).shutdown(wait=False)
+    worker = min(set(range(self.num_workers)) - set(self._busy.values()))
     # A process per run, since settings such as JAX's devices hold for the process.
-    pool = concurrent.futures.ProcessPoolExecutor(
+    pool = self._pools[worker] = concurrent.futures.ProcessPoolExecutor(
       max_workers=1,
       mp_context=multiprocessing.get_context('spawn'),
       initializer=_initialise_worker,
       initargs=self._resources[worker],
     )
     future = pool.submit(perform, task)
-    self._busy[future] = worker, pool
+    self._busy[future] = worker
     return future
 
   def close(self) -> None:
     """Ends all workers, even in the middle of a run."""
-    if not all(future.done() for future in self._busy):
+    done = [future for future in self._busy if future.done()]
+    if len(done) < len(self._pools):
       for process in multiprocessing.active_children():
         process.kill()
-    for _, pool in self._busy.values():
+    for pool in self._pools.values():
       pool.shutdown(cancel_futures=True)
 
 

@@ -2,13 +2,18 @@
 
 import os
 import subprocess
+import sys
+import types
 
 import jax
 import pytest
 
+from lamarck_jax import search
+from lamarck_jax.data import datasets
 from lamarck_jax.errors import UserError
-from lamarck_jax.runtime import devices
-from tests.conftest import run_program
+from lamarck_jax.runtime import devices, process
+from lamarck_jax.workers import evaluator
+from tests.conftest import ROOT, run_program
 
 
 @pytest.mark.parametrize(
@@ -65,14 +70,24 @@ def test_a_number_of_devices_that_is_given_does_not_depend_on_the_cores(
     (['jax_cuda12_plugin'], {'JAX_PLATFORMS': 'gpu,cpu'}, ['0', '1']),
     (['jax_cuda12_plugin'], {'JAX_PLATFORMS': 'cpu'}, []),
     (['jax_cuda12_plugin'], {'JAX_PLATFORMS': 'cpu,cuda'}, []),
+    (['jax_cuda12_plugin'], {'JAX_PLATFORM_NAME': 'cpu'}, []),
+    (['jax_cuda12_plugin'], {'JAX_PLATFORM_NAME': 'GPU'}, ['0', '1']),
+    (['jax_cuda13_plugin'], {'CUDA_VISIBLE_DEVICES': 'none'}, []),
+    (
+      ['jax_cuda13_plugin'],
+      {'CUDA_VISIBLE_DEVICES': '2, GPU-1f,-2,3'},
+      ['2', 'GPU-1f'],
+    ),
   ],
 )
 def test_gpus_are_those_that_jax_would_use(monkeypatch, plugins, environment, expected):
   monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
-  platforms = environment.get('JAX_PLATFORMS', '')  # JAX has read it when it started.
-  monkeypatch.setattr(devices, '_first_platform', lambda: platforms.split(',')[0])
+  monkeypatch.delenv('JAX_PLATFORM_NAME', raising=False)
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
+  # JAX has read the variable when it was imported.
+  config = types.SimpleNamespace(jax_platforms=environment.get('JAX_PLATFORMS'))
+  monkeypatch.setattr(devices, 'jax', types.SimpleNamespace(config=config))
   monkeypatch.setattr(
     devices.importlib.util, 'find_spec', lambda name: name in plugins or None
   )
@@ -86,12 +101,46 @@ def test_gpus_are_those_that_jax_would_use(monkeypatch, plugins, environment, ex
   assert devices.available_gpus() == expected
 
 
-def test_a_gpu_that_jax_does_not_use_is_an_error(monkeypatch):
-  monkeypatch.setattr(devices, 'available_gpus', lambda: [])
-  devices.check_platform()
+def test_a_gpu_that_jax_does_not_use_is_an_error(monkeypatch, tiny_config, tmp_path):
   monkeypatch.setattr(devices, 'available_gpus', lambda: ['3'])
   with pytest.raises(UserError, match='JAX: got the CPU, want the GPU 3'):
-    devices.check_platform()
+    search.run(tiny_config, tmp_path)
+  # In a worker.
+  monkeypatch.setattr(process, 'configure', lambda config, xla_cache_dir: None)
+  monkeypatch.setattr(evaluator.logging, 'set_verbosity', lambda verbosity: None)
+  worker = evaluator.Evaluator(tiny_config, None)
+  with pytest.raises(UserError, match='JAX: got the CPU, want the GPU 3'):
+    worker.load(datasets.load(**tiny_config.dataset))
+
+
+def test_a_worker_has_the_platform_that_the_program_has_set(tmp_path):
+  program = """
+import multiprocessing
+import jax
+
+def describe(environment):
+  from lamarck_jax.runtime import worker_processes
+  worker_processes.initialise(environment)
+  return jax.config.jax_platforms
+
+if __name__ == '__main__':
+  jax.config.update('jax_platforms', 'cpu')
+  from lamarck_jax.runtime import worker_processes
+  (_, environment), = worker_processes.resources(1, [0], [])
+  with multiprocessing.get_context('spawn').Pool(1) as pool:
+    print(pool.apply(describe, [environment]))
+"""
+  path = tmp_path / 'program.py'  # Which the worker can import.
+  path.write_text(program)
+  environment = {**os.environ, 'JAX_PLATFORMS': '', 'PYTHONPATH': str(ROOT)}
+  process = subprocess.run(
+    [sys.executable, str(path)],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=100,
+  )
+  assert process.stdout == 'cpu\n', process.stderr
 
 
 @pytest.mark.parametrize(

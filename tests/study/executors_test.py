@@ -79,11 +79,12 @@ def test_searches_share_the_memory_that_the_environment_allows(monkeypatch, name
   monkeypatch.setenv(name, '0.5')
   assert gpu_sharing.memory_share(2) == {
     'XLA_CLIENT_MEM_FRACTION': '',
-    'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.250',
+    'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.25',
   }
-  monkeypatch.setenv(name, 'half')
-  with pytest.raises(UserError, match=f"{name}: got 'half', want a number"):
-    gpu_sharing.memory_share(2)
+  for value in ('half', '0', '-1', 'nan', 'inf'):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{name}: got '{value}', want a number"):
+      gpu_sharing.memory_share(2)
 
 
 def test_without_a_gpu_there_is_a_worker_per_core():
