@@ -172,8 +172,15 @@ def test_table_names_the_method_that_is_compared(tmp_path):
 
 
 @pytest.mark.parametrize('content', ['{"method": ', '{}', '[]', '3'])
-def test_a_damaged_result_is_one_line_and_status_2(tmp_path, content):
+def test_a_damaged_result_is_named(tmp_path, content):
   (tmp_path / 'lamarckian_seed1.json').write_text(content)
+  with pytest.raises(UserError, match=r'out: got .*lamarckian_seed1\.json'):
+    peers.read(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_damaged_result_is_one_line_and_status_2(tmp_path):
+  (tmp_path / 'lamarckian_seed1.json').write_text('{"method": ')
   process = subprocess.run(
     [sys.executable, '-m', 'benchmarks.peers', f'--out={tmp_path}', '--report'],
     cwd=ROOT,

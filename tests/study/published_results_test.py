@@ -10,7 +10,12 @@ import scipy.stats
 from lamarck_jax.study import analysis, figures, results, tables
 
 _ROOT = pathlib.Path(__file__).parents[2] / 'docs' / 'results'
-_STUDIES = [path.parent for path in sorted(_ROOT.rglob('study.json'))]
+# Their many settings take half of the time.
+_LARGE = ('ablation', 'inheritance_modes', 'epochs_1')
+_STUDIES = [
+  pytest.param(path.parent, marks=[pytest.mark.slow] * (path.parent.name in _LARGE))
+  for path in sorted(_ROOT.rglob('study.json'))
+]
 
 pytestmark = pytest.mark.parametrize(
   'root', _STUDIES, ids=lambda root: str(root.relative_to(_ROOT))

@@ -54,6 +54,7 @@ def undisturbed(shared_compilation_cache, tmp_path_factory):
   return tasks
 
 
+@pytest.mark.slow
 def test_runs_are_ordinary_run_directories_and_are_skipped_once_finished(
   shared_compilation_cache, tmp_path
 ):
@@ -72,6 +73,7 @@ def test_runs_are_ordinary_run_directories_and_are_skipped_once_finished(
   assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(devices.num_cores() < 2, reason='wants two cores')
 def test_a_run_after_another_has_the_devices_that_it_has_alone(
   shared_compilation_cache, tmp_path
