@@ -25,6 +25,7 @@ from ml_collections import config_dict, config_flags
 from lamarck_jax import config as config_lib
 from lamarck_jax.errors import UserError
 from lamarck_jax.runtime import command_line, signals
+from lamarck_jax.workers import fork_server
 
 if TYPE_CHECKING:
   from lamarck_jax.workers.pool import Workers
@@ -143,6 +144,8 @@ def main(argv: list[str]) -> None:
   typed = config_flags.get_override_values(flags.FLAGS['config'])
   config_lib.check_typed([config], typed)
   _check_workers(config)
+  if _NUM_WORKERS.value is not None and _ENGINE.value == 'local':
+    fork_server.start()  # So that it imports JAX while this process does.
   from lamarck_jax import search
   from lamarck_jax.report import html_page, tensorboard
   from lamarck_jax.run_directory import progress

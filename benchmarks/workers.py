@@ -5,6 +5,7 @@
 Searches, each a process timed from its start to its end:
   in_process  children one after another, in the process of the search
   1, 2, ...   that number of workers
+  one_core    one worker, and the search itself, on one core
   shared      in the process of the search, each batch shared by all cores
 The order rotates from round to round. All but `shared`, which rounds differently, must
 have the same events. Completion is left out. Further flags go to the searches, such as
@@ -17,6 +18,7 @@ warm, the default, an untimed search of each kind fills it.
 
 import argparse
 import json
+import os
 import pathlib
 import resource
 import subprocess
@@ -48,6 +50,8 @@ def measure(name: str, flags: list[str], directory: str, cache: str) -> dict[str
   own = []
   if name == 'shared':
     own.append(f'--config.population.cores_per_child={devices.num_cores()}')
+  elif name == 'one_core':
+    own.append('--num_workers=1')
   elif name != 'in_process':
     own.append(f'--num_workers={name}')
   workdir = pathlib.Path(directory, name)
@@ -59,6 +63,7 @@ def measure(name: str, flags: list[str], directory: str, cache: str) -> dict[str
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
     check=True,
+    preexec_fn=_keep_to_one_core if name == 'one_core' else None,
   )
   seconds = time.perf_counter() - start
   after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -66,6 +71,10 @@ def measure(name: str, flags: list[str], directory: str, cache: str) -> dict[str
   lines = (workdir / 'events.jsonl').read_text().splitlines()
   events = [{**json.loads(line), 'seconds': None} for line in lines]
   return {'seconds': seconds, 'cpu_seconds': cpu, 'events': events}
+
+
+def _keep_to_one_core() -> None:
+  os.sched_setaffinity(0, devices.available_cores()[:1])
 
 
 def run_round(

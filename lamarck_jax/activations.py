@@ -1,6 +1,6 @@
 """What a trained network computes on a batch, for inheritance that measures it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,22 +11,45 @@ from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 from lamarck_jax.training import Trainer
 from lamarck_jax.xla import fused_block
+from lamarck_jax.xla.programs import BlockPrograms
 
 
 def outputs(
-  trainer: Trainer, genotype: Genotype, variables: Variables, step: int = 0
+  trainer: Trainer, genotype: Genotype, variables: Variables
 ) -> Iterator[np.ndarray]:
-  """Yields a network's activations on a batch of the training split, in its order.
+  """Yields a network's activations on the first batch of the training split.
 
   They are the standardised images, and each block's outputs in evaluation mode,
   float32 [batch, height, width, channels].
   """
-  blocks, _ = trainer.network(genotype)
-  params, stats = trainer.data.put((variables['params'], variables['batch_stats']))
-  x: Any = trainer.data.images(trainer.data.in_order('train'), trainer.data.put(step))
-  yield np.asarray((x.pixels[x.order.examples[step]] - x.mean) / x.std)
-  for name, block in blocks.items():
-    x = block.infer(params[name], stats[name], x)
+  x: Any = trainer.data.images(trainer.data.in_order('train'), trainer.data.put(0))
+  yield np.asarray((x.pixels[x.order.examples[0]] - x.mean) / x.std)
+  for block, params, stats in _blocks(trainer, genotype, variables):
+    x = block.infer(params, stats, x)
+    yield np.asarray(x).astype(np.float32)
+
+
+def block_outputs(
+  trainer: Trainer,
+  genotype: Genotype,
+  variables: Variables,
+  depth: int,
+  steps: Sequence[int],
+) -> Iterator[np.ndarray]:
+  """Yields the outputs of the block at a depth, from 1, in evaluation mode.
+
+  Args:
+    steps: Batches of the training split, in its order.
+
+  Yields:
+    For each batch, float32 [batch, height, width, channels].
+  """
+  blocks = _blocks(trainer, genotype, variables)[:depth]
+  order = trainer.data.in_order('train')
+  for step in steps:
+    x: Any = trainer.data.images(order, trainer.data.put(step))
+    for block, params, stats in blocks:
+      x = block.infer(params, stats, x)
     yield np.asarray(x).astype(np.float32)
 
 
@@ -37,16 +60,16 @@ def correct(
 
   Each is a bit, the first one the highest, in hexadecimal; the last digits are padded.
   """
-  blocks, _ = trainer.network(genotype)
-  params, stats = trainer.data.put((variables['params'], variables['batch_stats']))
+  blocks = _blocks(trainer, genotype, variables)
+  params = trainer.data.put(variables['params'][model.CLASSIFIER])
   order = trainer.data.in_order(split)
   head = model.Classifier(trainer.num_classes)
   found = []
   for step in range(trainer.data.num_steps(split)):
     x: Any = trainer.data.images(order, trainer.data.put(step))
-    for name, block in blocks.items():
-      x = block.infer(params[name], stats[name], x)
-    logits: Any = head.apply({'params': params[model.CLASSIFIER]}, x)
+    for block, block_params, stats in blocks:
+      x = block.infer(block_params, stats, x)
+    logits: Any = head.apply({'params': params}, x)
     found.append(np.asarray(logits).argmax(axis=-1))
   # The last batch is padded.
   predicted = np.concatenate(found)[: trainer.data.num_examples(split)]
@@ -56,15 +79,33 @@ def correct(
 
 
 def batch_statistics(
-  trainer: Trainer, genotype: Genotype, variables: Variables, step: int = 0
+  trainer: Trainer, genotype: Genotype, variables: Variables, steps: Sequence[int]
 ) -> dict[str, Any]:
-  """Returns the statistics of that batch in training mode, as `batch_stats`."""
-  blocks, _ = trainer.network(genotype)
+  """Returns the mean of the statistics of those batches, as `batch_stats`.
+
+  Each batch is of the training split, in its order, and in training mode.
+  """
   zeros = jax.tree.map(np.zeros_like, variables['batch_stats'])
-  params, stats = trainer.data.put((variables['params'], zeros))
-  x: Any = trainer.data.images(trainer.data.in_order('train'), trainer.data.put(step))
+  start = {'params': variables['params'], 'batch_stats': zeros}
+  blocks = _blocks(trainer, genotype, start)
+  order = trainer.data.in_order('train')
   share = 1 - fused_block.ConvBlock.momentum  # Of a batch in running statistics.
-  for name, block in blocks.items():
-    x, updated, _ = block.forward(params[name], stats[name], x)
-    stats[name] = jax.tree.map(lambda leaf: np.asarray(leaf) / share, updated)
-  return stats
+  found = []
+  for step in steps:
+    x: Any = trainer.data.images(order, trainer.data.put(step))
+    updated = []
+    for block, params, stats in blocks:
+      x, new, _ = block.forward(params, stats, x)
+      updated.append(new)
+    found.append(jax.tree.map(lambda leaf: np.asarray(leaf) / share, updated))
+  means = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *found)
+  return dict(zip(map(model.block_name, genotype.blocks), means))
+
+
+def _blocks(
+  trainer: Trainer, genotype: Genotype, variables: Variables
+) -> list[tuple[BlockPrograms, Any, Any]]:
+  """Returns each block's programs, parameters and statistics, on the device."""
+  programs, _ = trainer.network(genotype)
+  params, stats = trainer.data.put((variables['params'], variables['batch_stats']))
+  return [(block, params[name], stats[name]) for name, block in programs.items()]

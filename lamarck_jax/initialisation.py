@@ -5,7 +5,6 @@ and `crossover` need.
 """
 
 from collections.abc import Sequence
-import itertools
 from typing import Any
 
 import jax
@@ -118,19 +117,16 @@ def _outputs(parent: Parent, depth: int, trainer: Trainer, pooled: bool) -> np.n
 
   What the classifier reads is one pixel, their mean, of more examples.
   """
-  found = []
-  for step in _steps(trainer, POOLED_EXAMPLES if pooled else EXAMPLES):
-    each = activations.outputs(trainer, *parent, step)
-    outputs = next(itertools.islice(each, depth, None))
-    found.append(outputs.mean(axis=(1, 2), keepdims=True) if pooled else outputs)
-  return np.concatenate(found)
+  steps = _steps(trainer, POOLED_EXAMPLES if pooled else EXAMPLES)
+  found = activations.block_outputs(trainer, *parent, depth, steps)
+  if pooled:
+    found = (outputs.mean(axis=(1, 2), keepdims=True) for outputs in found)
+  return np.concatenate(list(found))
 
 
 def _statistics(parent: Parent, trainer: Trainer) -> dict[str, Any]:
   """Returns the statistics of a network's convolutions, the mean over batches."""
-  steps = _steps(trainer, EXAMPLES)
-  found = [activations.batch_statistics(trainer, *parent, step) for step in steps]
-  return jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *found)
+  return activations.batch_statistics(trainer, *parent, _steps(trainer, EXAMPLES))
 
 
 def _steps(trainer: Trainer, examples: int) -> range:

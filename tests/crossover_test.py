@@ -275,7 +275,7 @@ def test_the_trainer_measures_the_statistics_of_the_plain_modules(trainer):
   genotype = Genotype.parse('8c3 8c3s2')
   variables = model.init_variables(jax.random.key(0), genotype, 1, 10)
   images = next(activations.outputs(trainer, genotype, variables))
-  found = activations.batch_statistics(trainer, genotype, variables)
+  found = activations.batch_statistics(trainer, genotype, variables, [0])
   zeros = {**variables, 'batch_stats': jax.tree.map(np.zeros_like, found)}
   _, expected = model.ConvNet(genotype, 10).apply(
     zeros, images, train=True, mutable=['batch_stats']

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import multiprocessing
 from multiprocessing import connection as connections
+import os
 import pickle
 import queue
 import threading
@@ -15,6 +15,7 @@ from ml_collections import config_dict
 from lamarck_jax.data.datasets import Dataset
 from lamarck_jax.runtime import devices, worker_processes
 from lamarck_jax.trial import Candidate
+from lamarck_jax.workers import fork_server
 from lamarck_jax.workers.evaluator import Evaluator
 from lamarck_jax.workers.pool import Kind, Report
 
@@ -51,7 +52,9 @@ class LocalEngine:
     report: Callable[[Report], None],
   ) -> 'LocalWorker':
     """Begins to start a worker."""
-    return LocalWorker(config, self._xla_cache_dir, self._environments[index], report)
+    # The fork server has the environment of its own start.
+    environment = {**os.environ, **self._environments[index]}
+    return LocalWorker(config, self._xla_cache_dir, environment, report)
 
   def share(self, dataset: Dataset) -> Dataset:
     """Returns the data set."""
@@ -72,7 +75,7 @@ class LocalWorker:
     report: Callable[[Report], None],
   ):
     """Begins to start the process; arguments as in `LocalEngine` and its `start`."""
-    context = multiprocessing.get_context('spawn')
+    context = fork_server.start()
     self._connection, remote = context.Pipe()
     self._process = context.Process(
       target=_serve, args=(remote, config, xla_cache_dir, environment), daemon=True

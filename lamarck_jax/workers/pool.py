@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from absl import logging
 from ml_collections import config_dict
 
+from lamarck_jax import flops
 from lamarck_jax.data.datasets import Dataset
 from lamarck_jax.errors import UserError
 from lamarck_jax.run_directory.progress import Progress
@@ -114,6 +115,7 @@ class Workers:
 
   def send_dataset(self, dataset: Dataset) -> None:
     """Begins to give the data set to all workers, and to those that replace them."""
+    self._image_shape = dataset.image_shape
     self._dataset = self._engine.share(dataset)
     for worker in self._index:
       worker.load(self._dataset)
@@ -127,7 +129,8 @@ class Workers:
       UserError: If no worker can be started.
       Exception: The error of a worker that is not its candidate's failure.
     """
-    self._waiting.extend(candidates)
+    # The largest first, or one of them might begin when all others have ended.
+    self._waiting.extend(sorted(candidates, key=self._cost, reverse=True))
     for candidate in candidates:
       while candidate.evaluation not in self._outcomes:
         self._assign(progress)
@@ -140,6 +143,9 @@ class Workers:
       worker.kill()
     self._index.clear()
     self._engine.close()
+
+  def _cost(self, candidate: Candidate) -> int:
+    return flops.multiply_adds(candidate.genotype, self._image_shape)
 
   def _start_worker(self, index: int) -> Worker:
     worker = self._engine.start(index, self._config, self._reports.put)

@@ -18,13 +18,17 @@ TWO_WORKERS = '--num_workers=2'
 
 
 def children(process: int) -> list[int]:
-  """The workers of a process."""
+  """The processes that a search has started for its workers, theirs last."""
+  found = []
+  for child in _children(process):
+    if b'forkserver' in pathlib.Path(f'/proc/{child}/cmdline').read_bytes():
+      found += [child, *_children(child)]
+  return found
+
+
+def _children(process: int) -> list[int]:
   listing = pathlib.Path(f'/proc/{process}/task/{process}/children').read_text()
-  return [
-    int(child)
-    for child in listing.split()
-    if b'spawn_main' in pathlib.Path(f'/proc/{child}/cmdline').read_bytes()
-  ]
+  return list(map(int, listing.split()))
 
 
 @pytest.mark.slow
@@ -93,7 +97,7 @@ def test_a_stopped_search_leaves_no_worker_and_resumes(
   for num_events in (1, 3, 6):
     process = start_search(*flags, num_events, *FLAGS, TWELVE, TWO_WORKERS)
     workers = children(process.pid)
-    assert len(workers) == 2
+    assert len(workers) == 3  # With the one that the two are forked from.
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
@@ -103,6 +107,19 @@ def test_a_stopped_search_leaves_no_worker_and_resumes(
       assert time.monotonic() < deadline
       time.sleep(0.1)
   finish(start_search(*flags, 6, *FLAGS, TWELVE, TWO_WORKERS))
+  assert_same_run(one_process, tmp_path / 'run')
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_without_the_process_that_workers_are_forked_from(
+  one_process, shared_compilation_cache, tmp_path
+):
+  flags = (*FLAGS, TWELVE, TWO_WORKERS)
+  process = start_search(shared_compilation_cache, tmp_path / 'run', 1, *flags)
+  server, worker, _ = children(process.pid)
+  os.kill(server, signal.SIGKILL)
+  os.kill(worker, signal.SIGKILL)  # Its replacement is forked from another one.
+  finish(process)
   assert_same_run(one_process, tmp_path / 'run')
 
 

@@ -12,6 +12,15 @@ from lamarck_jax.trial import Candidate, Outcome
 from lamarck_jax.workers.pool import MAX_DEATHS, Kind, Report, Workers
 
 
+class Data:
+  """What a generation needs to know of a data set."""
+
+  image_shape = (8, 8, 1)
+
+  def __str__(self):
+    return 'data'
+
+
 class ScriptedWorker:
   """A worker whose test says what happens to it."""
 
@@ -75,7 +84,7 @@ def evaluate(engine, count=5):
   """Returns the outcomes of a generation of candidates from number 1 on."""
   workers = Workers(engine)
   workers.start(None)
-  workers.send_dataset('data')
+  workers.send_dataset(Data())
   genotype = Genotype.parse('4c1')
   generation = [Candidate(i, Offspring(genotype)) for i in range(1, count + 1)]
   with Progress(100, file=io.StringIO()) as progress:
@@ -115,10 +124,32 @@ def test_an_outcome_is_given_as_soon_as_all_before_it_are_known():
   engine.on_evaluate = lambda worker: worker.succeed() if worker.candidate == 1 else 0
   workers = Workers(engine)
   workers.start(None)
-  workers.send_dataset('data')
+  workers.send_dataset(Data())
   generation = [Candidate(i, Offspring(Genotype.parse('4c1'))) for i in (1, 2)]
   with Progress(100, file=io.StringIO()) as progress:
     assert next(workers.evaluate(generation, progress)).fitness == 0.01
+
+
+def test_the_largest_networks_are_trained_first():
+  names = ['4c1', '8c3 8c3', '4c3', '8c3s2 8c3']
+  generation = [
+    Candidate(i, Offspring(Genotype.parse(name))) for i, name in enumerate(names)
+  ]
+  trained = []
+
+  def succeed(worker):
+    trained.append(worker.candidate)
+    worker.succeed()
+
+  engine = ScriptedEngine(1)
+  engine.on_evaluate = succeed
+  workers = Workers(engine)
+  workers.start(None)
+  workers.send_dataset(Data())
+  with Progress(100, file=io.StringIO()) as progress:
+    outcomes = [*workers.evaluate(generation, progress)]
+  assert trained == [1, 3, 2, 0]
+  assert fitnesses(outcomes) == [0, 0.01, 0.02, 0.03]
 
 
 def test_the_candidate_of_a_worker_that_dies_is_evaluated_by_its_replacement():
