@@ -5,7 +5,7 @@
 Searches, each a process timed from its start to its end:
   in_process  children one after another, in the process of the search
   1, 2, ...   that number of workers
-  one_core    one worker, and the search itself, on one core
+  one_core    one worker, and the search itself, on one core (Linux's `taskset`)
   shared      in the process of the search, each batch shared by all cores
 The order rotates from round to round. All but `shared`, which rounds differently, must
 have the same events. Completion is left out. Further flags go to the searches, such as
@@ -18,9 +18,7 @@ warm, the default, an untimed search of each kind fills it.
 
 import argparse
 import json
-import os
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -39,7 +37,7 @@ _DEFAULTS = (
 
 
 def measure(name: str, flags: list[str], directory: str, cache: str) -> dict[str, Any]:
-  """Runs a search; returns its wall-clock and CPU seconds, and its events.
+  """Runs a search; returns its wall-clock seconds and its events.
 
   Args:
     name: Which of the searches.
@@ -56,25 +54,20 @@ def measure(name: str, flags: list[str], directory: str, cache: str) -> dict[str
     own.append(f'--num_workers={name}')
   workdir = pathlib.Path(directory, name)
   command = [sys.executable, 'run_evolution.py', *flags, *own]
-  start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+  if name == 'one_core':
+    command = ['taskset', '--cpu-list', f'{devices.available_cores()[0]}', *command]
+  start = time.perf_counter()
   subprocess.run(
     [*command, f'--workdir={workdir}', f'--xla_cache_dir={cache}'],
     cwd=_ROOT,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
     check=True,
-    preexec_fn=_keep_to_one_core if name == 'one_core' else None,
   )
   seconds = time.perf_counter() - start
-  after = resource.getrusage(resource.RUSAGE_CHILDREN)
-  cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
   lines = (workdir / 'events.jsonl').read_text().splitlines()
   events = [{**json.loads(line), 'seconds': None} for line in lines]
-  return {'seconds': seconds, 'cpu_seconds': cpu, 'events': events}
-
-
-def _keep_to_one_core() -> None:
-  os.sched_setaffinity(0, devices.available_cores()[:1])
+  return {'seconds': seconds, 'events': events}
 
 
 def run_round(
@@ -122,13 +115,12 @@ def main() -> None:
   rows = []
   for name in names:
     seconds = common.summary([found[name]['seconds'] for found in rounds])
-    cpu = common.summary([found[name]['cpu_seconds'] for found in rounds])
     ratio = common.summary(
       [found[name]['seconds'] / found[names[0]]['seconds'] for found in rounds]
     )
     spread = f'{ratio["min"]:.2f} to {ratio["max"]:.2f}'
-    rows.append([name, seconds['median'], cpu['median'], ratio['median'], spread])
-  header = ['search', 'seconds', 'CPU seconds', f'to {names[0]}', 'spread', 'n']
+    rows.append([name, seconds['median'], ratio['median'], spread])
+  header = ['search', 'seconds', f'to {names[0]}', 'spread', 'n']
   common.print_table(header, [[*row, args.rounds] for row in rows])
 
 
