@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lamarck_jax import errors, flops, model
+from lamarck_jax import flops, model
 from lamarck_jax.genotype import Block, Genotype
 
 
@@ -79,13 +79,13 @@ def test_the_classifier_costs_two_operations_per_weight_and_a_mean():
 _blocks = st.builds(
   Block,
   filters=st.sampled_from([4, 8]),
-  kernel_size=st.sampled_from([1, 3]),
+  kernel_size=st.sampled_from([1, 3, 5]),
   stride=st.sampled_from([1, 2]),
 )
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
-@given(st.lists(_blocks, min_size=1, max_size=4), st.sampled_from([8, 9]))
+@given(st.lists(_blocks, min_size=1, max_size=4), st.sampled_from([1, 3, 8, 9]))
 def test_a_network_costs_its_plain_modules_with_the_normalisation_folded(blocks, size):
   # XLA's figure for the whole network at once.
   genotype = Genotype(tuple(blocks))
@@ -127,13 +127,3 @@ def test_lineages_do_not_change_the_cost():
 
 def test_the_figure_is_a_plain_integer():
   assert type(_flops('4c3', (8, 8, 1))) is int
-
-
-def test_without_the_cpu_there_is_a_clear_line(monkeypatch):
-  def no_cpu(backend):
-    raise RuntimeError(f'Unknown backend {backend}')
-
-  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
-  monkeypatch.setattr(jax, 'local_devices', no_cpu)
-  with pytest.raises(errors.UserError, match="JAX_PLATFORMS: got 'cuda', want cpu"):
-    _flops('3c3', (7, 11, 13))

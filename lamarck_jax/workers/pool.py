@@ -115,7 +115,7 @@ class Workers:
 
   def send_dataset(self, dataset: Dataset) -> None:
     """Begins to give the data set to all workers, and to those that replace them."""
-    self._image_shape = dataset.image_shape
+    self._shapes = dataset.image_shape, dataset.num_classes
     self._dataset = self._engine.share(dataset)
     for worker in self._index:
       worker.load(self._dataset)
@@ -145,7 +145,7 @@ class Workers:
     self._engine.close()
 
   def _cost(self, candidate: Candidate) -> int:
-    return flops.multiply_adds(candidate.genotype, self._image_shape)
+    return flops.network_flops(candidate.genotype, *self._shapes)
 
   def _start_worker(self, index: int) -> Worker:
     worker = self._engine.start(index, self._config, self._reports.put)

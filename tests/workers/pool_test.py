@@ -16,6 +16,7 @@ class Data:
   """What a generation needs to know of a data set."""
 
   image_shape = (8, 8, 1)
+  num_classes = 10
 
   def __str__(self):
     return 'data'
