@@ -6,6 +6,7 @@ they become compiled programs, one per block, is in `xla.programs`.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -128,6 +129,19 @@ def adam(learning_rate: Any) -> optax.GradientTransformation:
   """Returns the optimizer of a module."""
   # One vector of moments for all leaves of a module: fewer loops to compile.
   return optax.flatten(optax.adam(learning_rate))
+
+
+def _optimizer_shapes(params: Tree) -> Any:
+  """Returns the shapes of the optimizer's state for a module."""
+  leaves, structure = jax.tree.flatten(params)
+  return _traced_shapes(structure, tuple(leaf.shape for leaf in leaves))
+
+
+@functools.lru_cache(maxsize=1024)
+def _traced_shapes(structure: Any, shapes: tuple[tuple[int, ...], ...]) -> Any:
+  # Tracing takes milliseconds, and most blocks of a child have been trained before.
+  leaves = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  return jax.eval_shape(adam(0.0).init, structure.unflatten(leaves))
 
 
 def infer(
@@ -332,7 +346,7 @@ class Trainer:
     params, batch_stats = dict(variables['params']), dict(variables['batch_stats'])
     zeros = jax.tree.map(
       lambda leaf: np.zeros(leaf.shape, leaf.dtype),
-      {name: jax.eval_shape(adam(0.0).init, params[name]) for name in modules},
+      {name: _optimizer_shapes(params[name]) for name in modules},
     )
     return self.put_state(TrainingState(params, batch_stats, zeros))
 
