@@ -92,7 +92,7 @@ def run(
       return result
     warm_start.check(config, workdir)
     if workers:
-      workers.start(config)  # They import JAX while this process reads the data.
+      workers.start(config)  # They start JAX while this process reads the data.
     dataset, dataset_of_run = dataset_record.load(config.dataset, workdir, source)
     devices.check_platform()
     start = warm_start.load(config, workdir)

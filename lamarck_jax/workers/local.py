@@ -1,11 +1,12 @@
 """Worker processes on this machine, each with its share of cores or of a GPU."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 from multiprocessing import connection as connections
 import os
 import pickle
 import queue
+import signal
 import threading
 import traceback
 from typing import Any
@@ -19,9 +20,16 @@ from lamarck_jax.workers import fork_server
 from lamarck_jax.workers.evaluator import Evaluator
 from lamarck_jax.workers.pool import Kind, Report
 
+# What `multiprocessing` takes for the exit status of a process whose fork server has
+# died; the process itself may live.
+_UNKNOWN = 255
+
 
 class LocalEngine:
   """Processes of this machine.
+
+  The first one waits a second for the process that all are forked from, unless
+  `fork_server.start` was called before.
 
   Attributes:
     num_workers: Their number.
@@ -52,7 +60,6 @@ class LocalEngine:
     report: Callable[[Report], None],
   ) -> 'LocalWorker':
     """Begins to start a worker."""
-    # The fork server has the environment of its own start.
     environment = {**os.environ, **self._environments[index]}
     return LocalWorker(config, self._xla_cache_dir, environment, report)
 
@@ -78,12 +85,16 @@ class LocalWorker:
     context = fork_server.start()
     self._connection, remote = context.Pipe()
     self._process = context.Process(
-      target=_serve, args=(remote, config, xla_cache_dir, environment), daemon=True
+      target=_serve,
+      args=(remote, config, xla_cache_dir, environment, devices.available_cores()),
+      daemon=True,
     )
-    self._process.start()
-    remote.close()  # So that the pipe ends with the process.
     self._report = report
-    # Sending waits until the process reads, which it does once it has imported JAX.
+    # The process that it is forked from may have died, which `_receive` finds out.
+    with contextlib.suppress(EOFError, OSError):
+      self._process.start()
+    remote.close()  # So that the pipe ends with the process.
+    # Sending waits until the process reads, which it does once it has started JAX.
     self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for target in (self._send, self._receive):
       threading.Thread(target=target, daemon=True).start()
@@ -98,8 +109,12 @@ class LocalWorker:
 
   def kill(self) -> None:
     """Ends the process."""
-    self._process.kill()
-    self._process.join()
+    if self._process.pid is not None:
+      self._process.kill()
+      if self._process.exitcode == _UNKNOWN:
+        with contextlib.suppress(ProcessLookupError):
+          os.kill(self._process.pid, signal.SIGKILL)
+      self._process.join()
     self._outbox.put(None)
 
   def _send(self) -> None:
@@ -118,12 +133,16 @@ class LocalWorker:
     # The other end of the pipe is a process that this one has started, and nobody else;
     # a message is torn where that process died while sending.
     except (EOFError, OSError, pickle.UnpicklingError):
-      self._process.join()
-      code = self._process.exitcode or 0
-      reason = f'signal {-code}' if code < 0 else f'exit status {code}'
-      self._report(Report(self, Kind.DIED, reason))
+      self._report(Report(self, Kind.DIED, self._how_it_ended()))
     except Exception as error:  # Or the search would wait for ever.
       self._report(Report(self, Kind.ERROR, error))
+
+  def _how_it_ended(self) -> str:
+    if self._process.pid is None:
+      return 'not started'
+    self._process.join()
+    code = self._process.exitcode or 0
+    return f'signal {-code}' if code < 0 else f'exit status {code}'
 
 
 def _serve(
@@ -131,8 +150,14 @@ def _serve(
   config: config_dict.ConfigDict,
   xla_cache_dir: str | None,
   environment: Mapping[str, str],
+  cores: Sequence[int],
 ) -> None:
   """Evaluates the candidates that come through a pipe, inside a worker."""
+  # Until here they are those of the process that this one was forked from.
+  for name in os.environ.keys() - environment.keys():
+    del os.environ[name]
+  if hasattr(os, 'sched_setaffinity'):
+    os.sched_setaffinity(0, cores)
   worker_processes.initialise(environment)
 
   def receive() -> Any:

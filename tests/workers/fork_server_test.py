@@ -1,21 +1,27 @@
 """Tests of `fork_server`, in processes of their own."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 
-from tests.conftest import ROOT
+import pytest
 
-PROGRAM = textwrap.dedent("""
+from tests.conftest import ROOT, run_program
+
+LOOK = textwrap.dedent("""
   import sys
 
   sys.path.insert(0, sys.argv[1])
 
   def look():
     imported = 'jax' in sys.modules
-    import lamarck_jax
-    return imported, lamarck_jax.__file__
+    import jax, lamarck_jax, optax
+    # One that is initialised keeps its devices.
+    jax.config.update('jax_num_cpu_devices', 3)
+    return imported, lamarck_jax.__file__, hasattr(optax, 'adam'), jax.device_count()
 
   if __name__ == '__main__':
     from lamarck_jax.workers import fork_server
@@ -26,20 +32,101 @@ PROGRAM = textwrap.dedent("""
 """)
 
 
-def test_workers_find_jax_imported_and_the_package_where_the_search_found_it(tmp_path):
-  other = tmp_path / 'elsewhere'
-  (other / 'lamarck_jax').mkdir(parents=True)
-  (other / 'lamarck_jax' / '__init__.py').write_text('# Another version.\n')
+def test_workers_find_the_modules_of_the_search_imported_and_no_device(tmp_path):
+  elsewhere = tmp_path / 'elsewhere'
+  for package in ('lamarck_jax', 'optax'):
+    (elsewhere / package).mkdir(parents=True)
+    (elsewhere / package / '__init__.py').write_text('# Another version.\n')
   program = tmp_path / 'program.py'
-  program.write_text(PROGRAM)
+  program.write_text(LOOK)
   environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
   found = subprocess.run(
     [sys.executable, program, ROOT],
-    cwd=other,
+    cwd=elsewhere,
     env=environment,
     stdout=subprocess.PIPE,
     text=True,
     check=True,
   )
   package = ROOT / 'lamarck_jax' / '__init__.py'
-  assert found.stdout.split() == ['True', str(package)]
+  assert found.stdout.split() == ['True', str(package), 'True', '3']
+
+
+def test_workers_have_the_environment_of_the_search_and_not_of_an_earlier_one():
+  program = textwrap.dedent("""
+    import multiprocessing
+    import os
+    import queue
+    os.environ['XLA_FLAGS'] = '--xla_no_such_flag'  # Would end a process.
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    from lamarck_jax.data import datasets
+    from lamarck_jax.workers import fork_server, local, pool
+    from tests.workers.conftest import make_population_config
+    fork_server.start()
+    del os.environ['XLA_FLAGS']
+    cores = sorted(os.sched_getaffinity(0))[:1]
+    os.sched_setaffinity(0, cores)
+    reports = queue.SimpleQueue()
+    worker = local.LocalEngine(1).start(0, make_population_config(), reports.put)
+    worker.load(datasets.load('digits'))
+    assert reports.get(timeout=60).kind is pool.Kind.READY
+    (process,) = multiprocessing.active_children()
+    print(os.sched_getaffinity(process.pid) == set(cores))
+    worker.kill()
+  """)
+  path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
+  assert run_program(program, PYTHONPATH=path).split() == ['True']
+
+
+@pytest.mark.slow
+def test_workers_end_also_if_what_they_are_forked_from_has_died():
+  program = textwrap.dedent("""
+    import multiprocessing
+    import os
+    import pathlib
+    import queue
+    import signal
+    import time
+    from multiprocessing import forkserver
+    from lamarck_jax.data import datasets
+    from lamarck_jax.workers import local, pool
+    from tests.workers.conftest import make_population_config
+    reports = queue.SimpleQueue()
+    engine = local.LocalEngine(2)
+    first = engine.start(0, make_population_config(), reports.put)
+    first.load(datasets.load('digits'))
+    assert reports.get(timeout=60).kind is pool.Kind.READY
+    (process,) = multiprocessing.active_children()
+    parent = int(pathlib.Path(f'/proc/{process.pid}/stat').read_text().split()[3])
+    os.kill(parent, signal.SIGKILL)
+    second = engine.start(1, make_population_config(), reports.put)
+    first.kill()
+    second.kill()
+    deadline = time.monotonic() + 30
+    while pathlib.Path(f'/proc/{process.pid}').exists():
+      assert time.monotonic() < deadline
+      time.sleep(0.1)
+  """)
+  path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
+  run_program(program, PYTHONPATH=path)
+
+
+@pytest.mark.parametrize('seconds', [0.4, 0.8])
+def test_ctrl_c_at_the_start_shows_no_traceback(tmp_path, seconds):
+  process = subprocess.Popen(
+    [
+      sys.executable,
+      'run_evolution.py',
+      '--config.algorithm=population',
+      '--num_workers=2',
+      f'--workdir={tmp_path / "run"}',
+    ],
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    start_new_session=True,
+    text=True,
+  )
+  time.sleep(seconds)
+  os.killpg(process.pid, signal.SIGINT)
+  _, stderr = process.communicate(timeout=60)
+  assert 'Traceback' not in stderr
