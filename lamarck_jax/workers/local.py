@@ -85,8 +85,8 @@ class LocalWorker:
     context = fork_server.start()
     self._connection, remote = context.Pipe()
     self._process = context.Process(
-      target=_serve,
-      args=(remote, config, xla_cache_dir, environment, devices.available_cores()),
+      target=_run,
+      args=(environment, devices.available_cores(), remote, config, xla_cache_dir),
       daemon=True,
     )
     self._report = report
@@ -145,20 +145,23 @@ class LocalWorker:
     return f'signal {-code}' if code < 0 else f'exit status {code}'
 
 
-def _serve(
-  connection: connections.Connection,
-  config: config_dict.ConfigDict,
-  xla_cache_dir: str | None,
-  environment: Mapping[str, str],
-  cores: Sequence[int],
-) -> None:
-  """Evaluates the candidates that come through a pipe, inside a worker."""
+def _run(environment: Mapping[str, str], cores: Sequence[int], *arguments: Any) -> None:
+  """Serves a search, inside a worker, with its environment and on its cores."""
   # Until here they are those of the process that this one was forked from.
   for name in os.environ.keys() - environment.keys():
     del os.environ[name]
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, cores)
   worker_processes.initialise(environment)
+  _serve(*arguments)
+
+
+def _serve(
+  connection: connections.Connection,
+  config: config_dict.ConfigDict,
+  xla_cache_dir: str | None,
+) -> None:
+  """Evaluates the candidates that come through a pipe."""
 
   def receive() -> Any:
     with _search_may_end():

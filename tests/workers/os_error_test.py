@@ -16,15 +16,14 @@ class _Full:
 
 
 @pytest.fixture(autouse=True)
-def in_this_process(monkeypatch):
-  monkeypatch.setattr(local.worker_processes, 'initialise', lambda environment: None)
+def full(monkeypatch):
   monkeypatch.setattr(local, 'Evaluator', _Full)
 
 
 def test_an_os_error_is_reported_with_its_traceback():
   ours, theirs = multiprocessing.Pipe()
 
-  local._serve(theirs, None, None, {})
+  local._serve(theirs, None, None)
 
   kind, error = ours.recv()
   assert kind is Kind.ERROR
@@ -36,4 +35,4 @@ def test_nothing_is_raised_where_the_search_has_ended():
   ours, theirs = multiprocessing.Pipe()
   ours.close()
 
-  local._serve(theirs, None, None, {})
+  local._serve(theirs, None, None)
