@@ -285,6 +285,23 @@ def test_the_trainer_measures_the_statistics_of_the_plain_modules(trainer):
 
 
 @pytest.mark.slow
+def test_outputs_and_statistics_over_several_batches_are_those_of_each(trainer):
+  genotype = Genotype.parse('8c3 8c3s2')
+  variables = model.init_variables(jax.random.key(0), genotype, 1, 10)
+  network = trainer, genotype, variables
+  for depth, whole in enumerate(activations.outputs(*network)):
+    if depth:
+      first, second = activations.block_outputs(*network, depth, [0, 1])
+      np.testing.assert_array_equal(first, whole)
+      assert np.abs(first - second).max() > 0.01
+  both, *each = (
+    flat(activations.batch_statistics(*network, steps)) for steps in ([0, 1], [0], [1])
+  )
+  for path, leaf in both.items():
+    np.testing.assert_allclose(leaf, (each[0][path] + each[1][path]) / 2, rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_crossing_relatives_one_mutation_apart_keeps_their_accuracy(trainer):
   space = SearchSpace(filters=(8, 16, 32))
   genotype = Genotype.parse('16c3 16c3s2 16c3')
