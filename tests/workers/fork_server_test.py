@@ -52,6 +52,7 @@ def test_workers_find_the_modules_of_the_search_imported_and_no_device(tmp_path)
   assert found.stdout.split() == ['True', str(package), 'True', '3']
 
 
+@pytest.mark.slow
 def test_workers_have_the_environment_of_the_search_and_not_of_an_earlier_one():
   program = textwrap.dedent("""
     import multiprocessing
@@ -111,7 +112,8 @@ def test_workers_end_also_if_what_they_are_forked_from_has_died():
   run_program(program, PYTHONPATH=path)
 
 
-@pytest.mark.parametrize('seconds', [0.4, 0.8])
+@pytest.mark.slow
+@pytest.mark.parametrize('seconds', [0.4, 0.8, 2.4])
 def test_ctrl_c_at_the_start_shows_no_traceback(tmp_path, seconds):
   process = subprocess.Popen(
     [
