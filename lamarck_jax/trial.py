@@ -17,6 +17,7 @@ import numpy as np
 from lamarck_jax import activations, flops, initialisation, metrics, model
 from lamarck_jax.data.augmentation import Augmentation
 from lamarck_jax.data.datasets import Dataset
+from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 from lamarck_jax.population import Offspring
@@ -84,15 +85,27 @@ def make_trainer(config: config_dict.ConfigDict, dataset: Dataset) -> Trainer:
   """Returns the trainer of a search.
 
   Raises:
-    UserError: If the data set is too small for the configuration.
+    UserError: If the data set is too small for the configuration, or too large for the
+      device.
   """
-  return Trainer(
-    dataset,
-    batch_size=config.batch_size,
-    compute_dtype=config.compute_dtype,
-    augmentation=Augmentation(**config.augmentation),
-    class_weights=config.class_weights,
-  )
+  try:
+    return Trainer(
+      dataset,
+      batch_size=config.batch_size,
+      compute_dtype=config.compute_dtype,
+      augmentation=Augmentation(**config.augmentation),
+      class_weights=config.class_weights,
+    )
+  except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    if not isinstance(error, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    splits = (dataset.train, dataset.validation, dataset.test)
+    size = sum(split.images.nbytes for split in splits) / 2**20
+    reason = ' '.join(f'{error}'.split())[:200]
+    raise UserError(
+      f'dataset: got {size:,.0f} MiB of images, want what the free memory of'
+      f' {jax.devices()[0]} holds: {reason}'
+    ) from error
 
 
 def learning_rates(config: config_dict.ConfigDict) -> list[float]:

@@ -19,7 +19,14 @@ from lamarck_jax import initialisation, model, net2net, search, training
 from lamarck_jax.errors import StorageError, UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.run_directory import records
-from tests.conftest import ROOT, TINY_FLAGS, read_events, run_until, start_search
+from tests.conftest import (
+  ROOT,
+  TINY_FLAGS,
+  read_events,
+  run_program,
+  run_until,
+  start_search,
+)
 
 STORED = ROOT / 'tests' / 'testdata' / 'run_format_2'
 
@@ -155,6 +162,30 @@ def test_a_search_survives_candidates_that_run_out_of_memory(tmp_path):
   assert any(text in reason for reason in failures for text in out_of_memory), failures
   assert len(failures) < 5
   assert records.read_result(tmp_path / 'run')['best']['fitness'] > 0
+
+
+@pytest.mark.slow
+def test_data_that_do_not_fit_the_memory_are_named_with_their_size():
+  program = textwrap.dedent("""
+    import pathlib, resource
+    import jax, numpy as np
+    from lamarck_jax import config, errors, trial
+    from lamarck_jax.data import datasets
+    images = np.zeros((25_600, 64, 64, 3), np.uint8)
+    labels = np.arange(25_600) % 2
+    train = datasets.Split(images, labels)
+    few = datasets.Split(images[:8], labels[:8])
+    data = datasets.Dataset('large', train, few, few, ('a', 'b'))
+    jax.devices()
+    pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0])
+    limit = pages * resource.getpagesize() + 200 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+      trial.make_trainer(config.get_config(), data)
+    except errors.UserError as error:
+      print(error)
+  """)
+  assert run_program(program).startswith('dataset: got 300 MiB of images, want what')
 
 
 def test_a_device_that_has_failed_ends_the_search(tiny_config, tmp_path, monkeypatch):
