@@ -1,5 +1,7 @@
 """What the tests of workers share: a population with crossovers, and its flags."""
 
+import pathlib
+
 from ml_collections import config_dict
 
 from tests.conftest import make_tiny_config
@@ -29,3 +31,17 @@ def make_population_config() -> config_dict.ConfigDict:
   config.completion.enabled = False
   config.checkpoint_epochs = (6,)
   return config
+
+
+def children(process: int) -> list[int]:
+  """The processes that a search has started for its workers, theirs last."""
+  found = []
+  for child in _children(process):
+    if b'forkserver' in pathlib.Path(f'/proc/{child}/cmdline').read_bytes():
+      found += [child, *_children(child)]
+  return found
+
+
+def _children(process: int) -> list[int]:
+  listing = pathlib.Path(f'/proc/{process}/task/{process}/children').read_text()
+  return list(map(int, listing.split()))

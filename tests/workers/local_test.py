@@ -11,24 +11,10 @@ import pytest
 
 from tests.conftest import ROOT, read_events, run_program, start_search
 from tests.search_test import assert_same_run
-from tests.workers.conftest import FLAGS
+from tests.workers.conftest import FLAGS, children
 
 TWELVE = '--config.budget_epochs=12'
 TWO_WORKERS = '--num_workers=2'
-
-
-def children(process: int) -> list[int]:
-  """The processes that a search has started for its workers, theirs last."""
-  found = []
-  for child in _children(process):
-    if b'forkserver' in pathlib.Path(f'/proc/{child}/cmdline').read_bytes():
-      found += [child, *_children(child)]
-  return found
-
-
-def _children(process: int) -> list[int]:
-  listing = pathlib.Path(f'/proc/{process}/task/{process}/children').read_text()
-  return list(map(int, listing.split()))
 
 
 @pytest.mark.slow
