@@ -97,7 +97,8 @@ def configure_cpu_devices(
   are too small even for that, one device with one thread is fastest.
 
   The setting is process-wide; programs apply it before JAX initialises. Afterwards
-  JAX keeps the devices that it has.
+  JAX keeps the devices that it has. Where there is one core, programs run in the thread
+  that calls them.
 
   Args:
     batch_size: Examples per batch.
@@ -110,6 +111,10 @@ def configure_cpu_devices(
   if not available_gpus():
     count = 1 if small else num_devices or count
   os.environ[_NUM_THREADS] = str(count)
+  if num_cores() == count == 1:
+    # Another thread would have to wait for this one's core. (JAX does not read the
+    # option's environment variable.)
+    jax.config.update('jax_cpu_enable_async_dispatch', False)
   try:
     # Even if it is one: XLA_FLAGS or JAX_NUM_CPU_DEVICES may ask for more.
     jax.config.update('jax_num_cpu_devices', count)

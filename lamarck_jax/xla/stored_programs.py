@@ -26,7 +26,7 @@ import lamarck_jax
 from lamarck_jax.xla import compiler, sharding
 
 # In the names of JAX's options that change no program; some change within a run.
-_OTHER_OPTIONS = re.compile('cache|log|traceback')
+_OTHER_OPTIONS = re.compile('async_dispatch|cache|log|traceback')
 
 
 class Storage(Protocol):

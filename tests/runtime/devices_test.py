@@ -176,6 +176,32 @@ print(first, jax.local_device_count(), sharding.batch_mesh(512, (32, 32, 3)).siz
   assert run_program(program).split() == ['1', '1', '1']
 
 
+@pytest.mark.parametrize(
+  ('num_threads', 'num_devices', 'in_caller'),
+  [('1', None, True), ('1', 2, False), ('2', None, False)],
+)
+def test_one_core_computes_in_the_thread_that_calls(
+  num_threads, num_devices, in_caller
+):
+  program = f"""
+import time
+import jax
+import jax.numpy as jnp
+from lamarck_jax.runtime import devices
+devices.available_cores = lambda: [0, 1]
+devices.configure_cpu_devices(512, 32, {num_devices})
+square = jax.jit(lambda x: x @ x).lower(jnp.ones((600, 600))).compile()
+x, start = jnp.ones((600, 600)), time.thread_time()
+for _ in range(50):
+  x = square(x)
+dispatch = time.thread_time() - start
+print(dispatch)
+"""
+  seconds = float(run_program(program, PJRT_NPROC=num_threads))
+  # A product takes milliseconds, starting it in another thread some ten microseconds.
+  assert (seconds > 0.05) == in_caller
+
+
 def test_the_cores_are_those_of_this_process_and_at_most_pjrt_nproc():
   program = """
 from lamarck_jax.runtime import devices

@@ -106,14 +106,20 @@ def test_another_option_of_jax_or_another_source_finds_another_one(
   assert len(traced) == 9
 
 
-def test_options_that_change_no_program_find_the_same(tiny_dataset, traced):
-  before = jax.config.values['jax_logging_level']
+@pytest.mark.parametrize(
+  ('option', 'value'),
+  [('jax_logging_level', 'ERROR'), ('jax_cpu_enable_async_dispatch', False)],
+)
+def test_options_that_change_no_program_find_the_same(
+  tiny_dataset, traced, option, value
+):
+  before = jax.config.values[option]
   trained(tiny_dataset)
   try:
-    jax.config.update('jax_logging_level', 'ERROR')
+    jax.config.update(option, value)
     trained(tiny_dataset)
   finally:
-    jax.config.update('jax_logging_level', before)
+    jax.config.update(option, before)
   assert len(traced) == 3
 
 
