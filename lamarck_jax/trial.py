@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+from typing import TYPE_CHECKING, Any
 
 import jax
 from ml_collections import config_dict
@@ -25,6 +26,9 @@ from lamarck_jax.run_directory.progress import Progress
 from lamarck_jax.runtime import stopwatch
 from lamarck_jax.search_state import Purpose, random_key
 from lamarck_jax.training import Trainer
+
+if TYPE_CHECKING:
+  import threadpoolctl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,21 +213,26 @@ def _initial_variables(
     )
 
 
-@contextlib.contextmanager
-def _fixed_blas_threads(config: config_dict.ConfigDict) -> Iterator[None]:
+def _fixed_blas_threads(
+  config: config_dict.ConfigDict,
+) -> contextlib.AbstractContextManager[Any]:
   """Gives NumPy and SciPy in a population a number of threads that is no worker's own.
 
   It changes the rounding of matrix products and of least squares.
   """
   if config.algorithm != 'population':
-    yield
-    return
-  # Its BLAS is its own, and only what is loaded can be limited.
+    return contextlib.nullcontext()
+  return _blas().limit(limits=config.population.cores_per_child, user_api='blas')
+
+
+@functools.cache
+def _blas() -> 'threadpoolctl.ThreadpoolController':
+  """Returns the BLAS of NumPy and that of SciPy, which take a while to be found."""
+  # Its BLAS is its own, and only what is loaded is found.
   import scipy.linalg  # noqa: F401
   import threadpoolctl
 
-  with threadpoolctl.threadpool_limits(config.population.cores_per_child, 'blas'):
-    yield
+  return threadpoolctl.ThreadpoolController()
 
 
 def _check_size(
