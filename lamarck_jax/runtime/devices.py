@@ -1,6 +1,7 @@
 """The cores and GPUs of a machine, and the cores as JAX devices that share a batch."""
 
 from collections.abc import Sequence
+import contextlib
 import functools
 import importlib.util
 import itertools
@@ -114,7 +115,8 @@ def configure_cpu_devices(
   if num_cores() == count == 1:
     # Another thread would have to wait for this one's core. (JAX does not read the
     # option's environment variable.)
-    jax.config.update('jax_cpu_enable_async_dispatch', False)
+    with contextlib.suppress(AttributeError):  # A later JAX may lack the option.
+      jax.config.update('jax_cpu_enable_async_dispatch', False)
   try:
     # Even if it is one: XLA_FLAGS or JAX_NUM_CPU_DEVICES may ask for more.
     jax.config.update('jax_num_cpu_devices', count)
