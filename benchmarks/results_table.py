@@ -289,6 +289,8 @@ def completions(name: str) -> str:
   rows = []
   for setting in found.settings:
     group = [run for run in runs if run['setting'] == setting.name]
+    if not group:
+      continue
     cells = [
       mean_std([run[weights][split] for run in group])
       for weights in ('searched', 'fresh')
