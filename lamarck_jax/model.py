@@ -147,8 +147,13 @@ def num_parameters(genotype: Genotype, channels: int, num_classes: int) -> int:
 
 
 # Written down, since tracing `init` takes 4 ms, and a child's blocks are often new.
-def block_shapes(module: ConvBlock, channels: int) -> dict[str, Any]:
-  """Returns the shapes of a block's variables for that number of input channels."""
+def block_shapes(module: Any, channels: int) -> dict[str, Any]:
+  """Returns the shapes of a block's variables for that number of input channels.
+
+  Args:
+    module: A `ConvBlock`, or the one of `xla.fused_block`, which has the same.
+    channels: Number of input channels.
+  """
   size, filters = module.kernel_size, module.filters
   return {
     'batch_stats': {'norm': {'mean': _float32(filters), 'var': _float32(filters)}},

@@ -8,8 +8,16 @@ import signal
 import jax
 import numpy as np
 import pytest
+import threadpoolctl
 
-from lamarck_jax import evolution, mutation, population, search
+from lamarck_jax import (
+  evolution,
+  initialisation,
+  mutation,
+  population,
+  search,
+  trial,
+)
 from lamarck_jax.genotype import Genotype, SearchSpace
 from lamarck_jax.population import Offspring, PopulationState
 from lamarck_jax.search_state import initial_state
@@ -401,3 +409,28 @@ def test_a_killed_population_resumes(shared_compilation_cache, tmp_path):
     process = start_search(shared_compilation_cache, tmp_path / workdir, 12, *flags)
     assert process.wait(300) == 0, process.communicate()
   assert read_events(tmp_path / 'killed') == read_events(tmp_path / 'whole')
+
+
+@pytest.mark.parametrize('cores_per_child', [1, 2])
+def test_blas_has_a_childs_number_of_threads_whatever_the_process_has(
+  population_config, tiny_dataset, monkeypatch, cores_per_child
+):
+  libraries = threadpoolctl.ThreadpoolController().select(user_api='blas')
+  if not libraries.info():
+    pytest.skip('No BLAS whose threads can be set.')
+  population_config.population.cores_per_child = cores_per_child
+  found = []
+
+  def initial_variables(*_):
+    found.extend(library['num_threads'] for library in libraries.info())
+    raise np.linalg.LinAlgError('enough')
+
+  monkeypatch.setattr(initialisation, 'initial_variables', initial_variables)
+  trainer = trial.make_trainer(population_config, tiny_dataset)
+  candidate = trial.Candidate(0, Offspring(Genotype.parse('4c1')))
+  with libraries.limit(limits=3):
+    outcome = trial.evaluate(population_config, trainer, candidate, lambda: None)
+    after = {library['num_threads'] for library in libraries.info()}
+  assert outcome.failure == 'enough'
+  assert set(found) == {cores_per_child}
+  assert after == {3}

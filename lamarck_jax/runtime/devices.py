@@ -98,8 +98,8 @@ def configure_cpu_devices(
   are too small even for that, one device with one thread is fastest.
 
   The setting is process-wide; programs apply it before JAX initialises. Afterwards
-  JAX keeps the devices that it has. Where there is one core, programs run in the thread
-  that calls them.
+  JAX keeps the devices that it has. Limited to one core, a CPU's programs run in the
+  thread that calls them.
 
   Args:
     batch_size: Examples per batch.
@@ -113,8 +113,8 @@ def configure_cpu_devices(
     count = 1 if small else num_devices or count
   os.environ[_NUM_THREADS] = str(count)
   if num_cores() == count == 1:
-    # Another thread would have to wait for this one's core. (JAX does not read the
-    # option's environment variable.)
+    # Another thread would compute while this one waits, for the same core if each has
+    # one. (JAX does not read the option's environment variable.)
     with contextlib.suppress(AttributeError):  # A later JAX may lack the option.
       jax.config.update('jax_cpu_enable_async_dispatch', False)
   try:

@@ -33,7 +33,7 @@ def start() -> ForkServerContext:
   context = multiprocessing.get_context('forkserver')
   context.set_forkserver_preload(_IMPORTED)
   resource_tracker.ensure_running()  # It would unblock the signals.
-  with _blocked_signals(), _environment():
+  with _blocked_signals(), _same_modules():
     forkserver.ensure_running()
   return context
 
@@ -52,17 +52,12 @@ def _blocked_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[None]:
-  """Sets variables for a process that is started inside, and for no other."""
-  own = {
-    # It finds the modules that this process finds. By itself it would look in the
-    # working directory first, where other versions may be.
-    'PYTHONSAFEPATH': '1',
-    'PYTHONPATH': os.pathsep.join(sys.path),
-    # OpenBLAS's threads wait for work by spinning, at first in every worker. How many
-    # there are is set where they work.
-    'OPENBLAS_NUM_THREADS': '1',
-  }
+def _same_modules() -> Iterator[None]:
+  """Makes a process that is started inside find the modules that this one finds.
+
+  By itself it would look in the working directory first, where other versions may be.
+  """
+  own = {'PYTHONSAFEPATH': '1', 'PYTHONPATH': os.pathsep.join(sys.path)}
   before = {name: os.environ.get(name) for name in own}
   os.environ.update(own)
   try:

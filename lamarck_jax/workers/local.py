@@ -47,8 +47,7 @@ class LocalEngine:
     self._xla_cache_dir = xla_cache_dir
     cores = devices.available_cores()[: devices.num_cores()]
     resources = worker_processes.resources(num_workers, cores, devices.available_gpus())
-    # The share is a number of threads, not certain cores: at the end of a generation a
-    # worker may use those that others leave idle.
+    # The share is a number of threads, not certain cores, which may be busy otherwise.
     self._environments = [
       {**environment, 'PJRT_NPROC': str(len(share))} for share, environment in resources
     ]

@@ -304,8 +304,8 @@ def _scalar(dtype: Any, replicated: NamedSharding) -> jax.ShapeDtypeStruct:
 class InFlight:
   """Keeps at most `MAX_IN_FLIGHT` programs waiting for the device.
 
-  Waiting costs as much as a quarter of starting a program, so one of every eight is
-  waited for, when eight more have been started.
+  Waiting costs the host several microseconds, so one program of eight is waited for,
+  when eight more have been started.
   """
 
   def __init__(self) -> None:

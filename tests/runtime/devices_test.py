@@ -180,7 +180,7 @@ print(first, jax.local_device_count(), sharding.batch_mesh(512, (32, 32, 3)).siz
   ('num_threads', 'num_devices', 'in_caller'),
   [('1', None, True), ('1', 2, False), ('2', None, False)],
 )
-def test_one_core_computes_in_the_thread_that_calls(
+def test_a_limit_of_one_core_computes_in_the_thread_that_calls(
   num_threads, num_devices, in_caller
 ):
   program = f"""
@@ -198,8 +198,8 @@ dispatch = time.thread_time() - start
 print(dispatch)
 """
   seconds = float(run_program(program, PJRT_NPROC=num_threads))
-  # A product takes milliseconds, starting it in another thread some ten microseconds.
-  assert (seconds > 0.05) == in_caller
+  # A product takes a millisecond or more, starting it in another thread some 20 us.
+  assert (seconds > 0.01) == in_caller
 
 
 def test_the_cores_are_those_of_this_process_and_at_most_pjrt_nproc():
