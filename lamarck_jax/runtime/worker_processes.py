@@ -23,7 +23,7 @@ def resources(
 
   Returns:
     For each worker its cores, and the environment variables that give it JAX's platform
-    and a GPU.
+    and a GPU, or one thread where workers share cores.
   """
   cores_per_worker = max(1, len(cores) // num_workers)
   workers = []
@@ -37,7 +37,11 @@ def resources(
       environment['CUDA_VISIBLE_DEVICES'] = gpus[worker % len(gpus)]
       environment |= gpu_sharing.memory_share(workers_per_gpu)
     first = worker * len(cores) // num_workers
-    workers.append((list(cores[first : first + cores_per_worker]), environment))
+    share = list(cores[first : first + cores_per_worker])
+    if num_workers > len(cores):
+      # Confined to one core each, two could take turns while another core is idle.
+      share, environment['PJRT_NPROC'] = list(cores), '1'
+    workers.append((share, environment))
   return workers
 
 

@@ -49,7 +49,7 @@ class LocalEngine:
     resources = worker_processes.resources(num_workers, cores, devices.available_gpus())
     # The share is a number of threads, not certain cores, which may be busy otherwise.
     self._environments = [
-      {**environment, 'PJRT_NPROC': str(len(share))} for share, environment in resources
+      {'PJRT_NPROC': str(len(share)), **environment} for share, environment in resources
     ]
 
   def start(

@@ -21,7 +21,7 @@ def test_every_worker_has_cores_of_its_own():
 
 def test_workers_share_cores_only_if_there_are_too_few():
   workers = worker_processes.resources(8, [0, 1, 2, 3, 4, 5], gpus=[])
-  assert [len(cores) for cores, _ in workers] == [1] * 8
+  assert workers == [([0, 1, 2, 3, 4, 5], {'PJRT_NPROC': '1'})] * 8
 
 
 def test_workers_take_gpus_in_turn_and_share_their_memory():
