@@ -1,6 +1,8 @@
 """What the tests of the runner and of the command share: a study of seconds."""
 
+import contextlib
 import pathlib
+import threading
 
 from lamarck_jax.study import executors, runner
 
@@ -26,3 +28,21 @@ def make_tasks(
   return runner.make_tasks(
     DIGITS, {**TINY, **overrides}, settings, num_seeds, workdir, str(cache)
   )
+
+
+@contextlib.contextmanager
+def called_often(function):
+  """Calls a function every 20 ms: a run of tiny networks takes less than a second."""
+  stop = threading.Event()
+
+  def call():
+    while not stop.wait(0.02):
+      function()
+
+  thread = threading.Thread(target=call)
+  thread.start()
+  try:
+    yield
+  finally:
+    stop.set()
+    thread.join()

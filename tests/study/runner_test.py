@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import signal
-import threading
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from lamarck_jax.errors import UserError
 from lamarck_jax.run_directory import dataset_record, records
 from lamarck_jax.runtime import devices
 from lamarck_jax.study import executors, results, runner
-from tests.study.conftest import ROOT, make_tasks
+from tests.study.conftest import ROOT, called_often, make_tasks
 
 
 def run_locally(tasks, num_workers=2, **callbacks):
@@ -105,19 +104,8 @@ def test_a_study_whose_worker_is_killed_has_the_results_of_an_uninterrupted_one(
       killed.extend(workers()[:1])
       os.kill(killed[0], signal.SIGKILL)
 
-  stop = threading.Event()
-
-  def watch():
-    while not stop.wait(0.02):
-      kill_a_worker()
-
-  watcher = threading.Thread(target=watch)
-  watcher.start()
-  try:
+  with called_often(kill_a_worker):
     assert run_locally(tasks, num_workers=2) == {}
-  finally:
-    stop.set()
-    watcher.join()
   assert killed
   assert_same_events(tasks, undisturbed)
 
@@ -154,6 +142,10 @@ class _GivingUpExecutor:
     self.attempts.append(self._executor.submit(task))
     return self.attempts[-1] if len(self.attempts) > 1 else self._given_up
 
+  @property
+  def waits(self) -> bool:
+    return not self._given_up.done()
+
   def give_up(self):
     self._given_up.set_exception(RuntimeError('no heartbeat'))
 
@@ -169,14 +161,17 @@ def test_a_worker_that_was_given_up_and_lives_stops_with_one_line(
   executor = _GivingUpExecutor()
   stopped: list[int] = []
 
-  def on_wait():
-    if not stopped and 3 <= len(read_events(task)) < 16:
-      stopped.extend(workers())
-      os.kill(stopped[0], signal.SIGSTOP)
-      executor.give_up()
+  def stop_the_worker():
+    if executor.waits and (count := len(read_events(task))) >= 3:
+      if count < 16:
+        stopped.extend(workers())
+        os.kill(stopped[0], signal.SIGSTOP)
+      executor.give_up()  # Also if it was missed, or the runner would wait for ever.
 
   try:
-    assert runner.run([task], executor, on_wait=on_wait) == {}
+    with called_often(stop_the_worker):
+      assert runner.run([task], executor) == {}
+    assert stopped
     assert len(executor.attempts) == 2
     os.kill(stopped[0], signal.SIGCONT)
     line = executor.attempts[0].result(timeout=100)

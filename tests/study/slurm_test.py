@@ -7,7 +7,7 @@ import pytest
 from lamarck_jax import search
 from lamarck_jax.errors import UserError
 from lamarck_jax.study import runner, slurm
-from tests.study.conftest import ROOT, make_tasks
+from tests.study.conftest import ROOT, called_often, make_tasks
 from tests.study.runner_test import read_events
 
 
@@ -44,7 +44,8 @@ def test_a_study_whose_job_is_killed_has_the_results_of_an_uninterrupted_one(
 
   executor = slurm.SlurmExecutor(folder, cluster='local')
   try:
-    assert runner.run([task], executor, on_wait=kill_the_job) == {}
+    with called_often(kill_the_job):
+      assert runner.run([task], executor) == {}
   finally:
     executor.close()
   assert killed
