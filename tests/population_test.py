@@ -397,7 +397,7 @@ def test_a_killed_population_resumes(shared_compilation_cache, tmp_path):
     '--config.population.size=4',
     '--config.population.children=3',
     '--config.population.crossover_rate=1.0',
-    '--config.budget_epochs=12',
+    '--config.budget_epochs=30',
   )
   for killed_after in (2, 5, 8):
     process = start_search(
@@ -406,7 +406,7 @@ def test_a_killed_population_resumes(shared_compilation_cache, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
   for workdir in ('killed', 'whole'):
-    process = start_search(shared_compilation_cache, tmp_path / workdir, 12, *flags)
+    process = start_search(shared_compilation_cache, tmp_path / workdir, 30, *flags)
     assert process.wait(300) == 0, process.communicate()
   assert read_events(tmp_path / 'killed') == read_events(tmp_path / 'whole')
 

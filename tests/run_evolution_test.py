@@ -1,5 +1,6 @@
 """Tests of run_evolution.py as users run it, in a process of its own."""
 
+import json
 import pathlib
 import signal
 import subprocess
@@ -14,7 +15,8 @@ from tests.conftest import ROOT, TINY_FLAGS, read_events, start_search
 # Values of a tuple given twice are joined.
 WITHOUT_CHECKPOINTS = [flag for flag in TINY_FLAGS if 'checkpoint_epochs' not in flag]
 
-TWELVE = '--config.budget_epochs=12'
+# One takes some ten milliseconds: there must be many left where a search is stopped.
+FORTY = '--config.budget_epochs=40'
 
 
 @pytest.fixture(scope='module')
@@ -44,9 +46,9 @@ def start(command, *flags, cwd=ROOT):
 
 @pytest.fixture(scope='module')
 def finished(command, tmp_path_factory):
-  """Directory and process of a search of 12 evaluations without interruption."""
+  """Directory and process of a search of 40 evaluations without interruption."""
   workdir = tmp_path_factory.mktemp('finished') / 'run'
-  result = run(command, *TINY_FLAGS, TWELVE, f'--workdir={workdir}')
+  result = run(command, *TINY_FLAGS, FORTY, f'--workdir={workdir}')
   assert result.returncode == 0, result.stderr
   return workdir, result
 
@@ -54,11 +56,11 @@ def finished(command, tmp_path_factory):
 def test_a_search_prints_progress_and_its_result(finished):
   workdir, result = finished
   lines = [line for line in result.stderr.splitlines() if line.startswith('epoch ')]
-  assert len(lines) == 12
-  assert lines[-1].startswith('epoch 12/12  evaluation 11')
+  assert len(lines) == 40
+  assert lines[-1].startswith('epoch 40/40  evaluation 39')
   assert 'best network' in result.stdout
   assert 'after 3 epochs' in result.stdout
-  assert 'after 12 epochs' in result.stdout
+  assert 'after 40 epochs' in result.stdout
   assert f'report              {workdir / "report.html"}' in result.stdout
   assert (workdir / 'report.html').exists()
 
@@ -129,11 +131,11 @@ def test_a_killed_search_is_resumed_with_the_same_events(
 ):
   workdir = tmp_path / 'run'
   for count in (2, 9):
-    process = start_search(shared_compilation_cache, workdir, count, TWELVE)
+    process = start_search(shared_compilation_cache, workdir, count, FORTY)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-  assert len(read_events(workdir)) < 12
-  result = run(command, *TINY_FLAGS, TWELVE, f'--workdir={workdir}')
+  assert len(read_events(workdir)) < 40
+  result = run(command, *TINY_FLAGS, FORTY, f'--workdir={workdir}')
   assert result.returncode == 0, result.stderr
   assert read_events(workdir) == read_events(finished[0])
 
@@ -142,13 +144,13 @@ def test_control_c_ends_without_a_traceback_and_says_how_to_resume(
   shared_compilation_cache, command, finished, tmp_path
 ):
   workdir = tmp_path / 'run'
-  process = start_search(shared_compilation_cache, workdir, 3, TWELVE)
+  process = start_search(shared_compilation_cache, workdir, 3, FORTY)
   process.send_signal(signal.SIGINT)
   _, stderr = process.communicate(timeout=60)
   assert process.returncode == 130
   assert 'run the same command again to resume' in stderr
   assert 'Traceback' not in stderr
-  result = run(command, *TINY_FLAGS, TWELVE, f'--workdir={workdir}')
+  result = run(command, *TINY_FLAGS, FORTY, f'--workdir={workdir}')
   assert result.returncode == 0, result.stderr
   assert read_events(workdir) == read_events(finished[0])
 
@@ -175,7 +177,7 @@ def test_control_c_while_a_program_starts_ends_without_a_traceback(
 def test_the_same_command_reports_a_finished_run_at_once(command, finished):
   workdir, _ = finished
   before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
-  result = run(command, *TINY_FLAGS, TWELVE, f'--workdir={workdir}')
+  result = run(command, *TINY_FLAGS, FORTY, f'--workdir={workdir}')
   assert result.returncode == 0
   assert 'best network' in result.stdout
   said = f'{workdir} holds a finished search; its data were not compared\n'
@@ -202,27 +204,29 @@ def test_a_run_killed_within_epochs_of_augmented_training_ends_the_same(
     '--config.inheritance_shrink=0.8',
     '--config.completion.shrink=0.8',
     '--config.dataset.num_train=1000',
-    '--config.batch_size=2',  # An epoch takes a second.
-    '--config.budget_epochs=3',
+    '--config.batch_size=2',  # An epoch takes a tenth of a second or more.
+    '--config.budget_epochs=6',
     '--config.completion.epochs=(4,)',  # A phase after that of TINY_FLAGS.
     '--config.completion.learning_rates=(1e-3,)',
   ]
   undisturbed, workdir = tmp_path / 'undisturbed', tmp_path / 'run'
   result = run(command, *TINY_FLAGS, *flags, f'--workdir={undisturbed}')
   assert result.returncode == 0, result.stderr
+  lines = (undisturbed / 'events.jsonl').read_text().splitlines()
+  epoch = min(json.loads(line)['seconds']['train'] for line in lines)
 
   process = start_search(shared_compilation_cache, workdir, 1, *flags)
-  time.sleep(0.3)
+  time.sleep(epoch / 2)
   process.send_signal(signal.SIGKILL)
   process.communicate()
-  assert len(read_events(workdir)) < 3
-  process = start_search(shared_compilation_cache, workdir, 3, *flags)
+  assert len(read_events(workdir)) < 6
+  process = start_search(shared_compilation_cache, workdir, 6, *flags)
   deadline = time.monotonic() + 60
   while not any((workdir / 'weights').glob('completing_*')):
     assert process.poll() is None, process.communicate()
     assert time.monotonic() < deadline
     time.sleep(0.02)
-  time.sleep(0.3)
+  time.sleep(epoch / 2)
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert not any((workdir / 'completed').iterdir())

@@ -205,7 +205,7 @@ def run_on_ray(monkeypatch):
       task.log.parent.mkdir(parents=True, exist_ok=True)
     disturbed = []
 
-    def on_wait():
+    def look():
       if not disturbed and any(3 <= len(read_events(task)) < 16 for task in tasks):
         disturbed.append(disturb())
       elif disturbed:
@@ -213,7 +213,8 @@ def run_on_ray(monkeypatch):
 
     executor = executors.RayExecutor(address)
     try:
-      assert runner.run(tasks, executor, on_wait=on_wait) == {}
+      with called_often(look):
+        assert runner.run(tasks, executor) == {}
     finally:
       executor.close()
     assert disturbed

@@ -13,7 +13,7 @@ from tests.conftest import ROOT, read_events, run_program, start_search
 from tests.search_test import assert_same_run
 from tests.workers.conftest import FLAGS, children
 
-TWELVE = '--config.budget_epochs=12'
+THIRTY = '--config.budget_epochs=30'
 TWO_WORKERS = '--num_workers=2'
 
 
@@ -54,9 +54,9 @@ def test_a_population_whose_worker_is_killed_is_that_of_one_process(
 
 @pytest.fixture(scope='module')
 def one_process(shared_compilation_cache, tmp_path_factory):
-  """The directory of a search of twelve evaluations in one process."""
+  """The directory of a search of thirty evaluations in one process."""
   workdir = tmp_path_factory.mktemp('one') / 'run'
-  finish(start_search(shared_compilation_cache, workdir, 1, *FLAGS, TWELVE))
+  finish(start_search(shared_compilation_cache, workdir, 1, *FLAGS, THIRTY))
   return workdir
 
 
@@ -69,7 +69,7 @@ def finish(process: subprocess.Popen) -> None:
 def test_the_number_of_workers_changes_no_event(
   one_process, shared_compilation_cache, tmp_path, num_workers
 ):
-  flags = (*FLAGS, TWELVE, f'--num_workers={num_workers}')
+  flags = (*FLAGS, THIRTY, f'--num_workers={num_workers}')
   finish(start_search(shared_compilation_cache, tmp_path / 'run', 1, *flags))
   assert_same_run(one_process, tmp_path / 'run')
 
@@ -81,7 +81,7 @@ def test_a_stopped_search_leaves_no_worker_and_resumes(
 ):
   flags = (shared_compilation_cache, tmp_path / 'run')
   for num_events in (1, 3, 6):
-    process = start_search(*flags, num_events, *FLAGS, TWELVE, TWO_WORKERS)
+    process = start_search(*flags, num_events, *FLAGS, THIRTY, TWO_WORKERS)
     workers = children(process.pid)
     assert len(workers) == 3  # With the one that the two are forked from.
     process.send_signal(number)
@@ -92,7 +92,7 @@ def test_a_stopped_search_leaves_no_worker_and_resumes(
     while any(pathlib.Path(f'/proc/{worker}').exists() for worker in workers):
       assert time.monotonic() < deadline
       time.sleep(0.1)
-  finish(start_search(*flags, 6, *FLAGS, TWELVE, TWO_WORKERS))
+  finish(start_search(*flags, 6, *FLAGS, THIRTY, TWO_WORKERS))
   assert_same_run(one_process, tmp_path / 'run')
 
 
@@ -100,7 +100,7 @@ def test_a_stopped_search_leaves_no_worker_and_resumes(
 def test_a_search_goes_on_without_the_process_that_workers_are_forked_from(
   one_process, shared_compilation_cache, tmp_path
 ):
-  flags = (*FLAGS, TWELVE, TWO_WORKERS)
+  flags = (*FLAGS, THIRTY, TWO_WORKERS)
   process = start_search(shared_compilation_cache, tmp_path / 'run', 1, *flags)
   server, worker, _ = children(process.pid)
   os.kill(server, signal.SIGKILL)
