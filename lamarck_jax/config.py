@@ -238,31 +238,63 @@ def validate(config: config_dict.ConfigDict) -> None:
       raise UserError(f'config.{field}: got {value!r}, want {wanted}')
 
 
+_Need = tuple[str, Callable[[config_dict.ConfigDict], bool]]
+
+
+def _algorithm(name: str) -> _Need:
+  return f'algorithm {name!r}', lambda config: config.algorithm == name
+
+
+def _crosses(config: config_dict.ConfigDict) -> bool:
+  """Whether a child may have two parents."""
+  population = config.population
+  several = config.algorithm == 'population' and population.size > 1
+  return several and population.crossover_rate > 0
+
+
 # Field -> what it needs to have an effect, and whether a configuration has that.
-_NEEDS: dict[str, tuple[str, Callable[[config_dict.ConfigDict], bool]]] = {
+_NEEDS: dict[str, _Need] = {
   'checkpoint_epochs': (
     'at most budget_epochs',
     lambda config: max(config.checkpoint_epochs, default=0) <= config.budget_epochs,
   ),
   'inheritance_noise': ("inheritance 'net2net'", lambda c: c.inheritance == 'net2net'),
   'inheritance_shrink': ('inheritance of weights', lambda c: c.inheritance != 'none'),
-  'random_search.max_blocks': (
-    "algorithm 'random_search'",
-    lambda config: config.algorithm == 'random_search',
+  'niching.rate': _algorithm('one_plus_one'),
+  'niching.iterations': (
+    "algorithm 'one_plus_one' and a niching.rate above 0",
+    lambda config: config.algorithm == 'one_plus_one' and config.niching.rate > 0,
   ),
+  'random_search.max_blocks': _algorithm('random_search'),
   **dict.fromkeys(
     [field for field in FIELDS if field.startswith('population.')],
-    ("algorithm 'population'", lambda config: config.algorithm == 'population'),
+    _algorithm('population'),
   ),
-  **dict.fromkeys(
-    ('niching.rate', 'niching.iterations'),
-    ("algorithm 'one_plus_one'", lambda config: config.algorithm != 'random_search'),
+  'population.crossover_rate': (
+    "algorithm 'population' with a population.size above 1",
+    lambda config: config.algorithm == 'population' and config.population.size > 1,
+  ),
+  'population.mate': ("algorithm 'population' with crossovers", _crosses),
+  'population.crossover_inheritance': (
+    "algorithm 'population' with crossovers and inheritance of weights",
+    lambda config: _crosses(config) and config.inheritance != 'none',
+  ),
+  'search_space.max_downsampling': (
+    'search_space.strides above 1',
+    lambda config: max(config.search_space.strides) > 1,
   ),
   **dict.fromkeys(
     ('dataset.data_dir', 'dataset.manual_dir'),
     (
       'a data set of tensorflow-datasets',
       lambda config: config.dataset.name != 'digits' and ':' not in config.dataset.name,
+    ),
+  ),
+  **dict.fromkeys(
+    ('completion.epochs', 'completion.learning_rates', 'completion.shrink'),
+    (
+      'completion.enabled and checkpoint_epochs',
+      lambda config: config.completion.enabled and bool(config.checkpoint_epochs),
     ),
   ),
 }

@@ -272,6 +272,49 @@ def test_a_checkpoint_that_is_typed_lies_within_the_budget(value):
       config_lib.check_typed([config], typed)
 
 
+_POPULATION = {'algorithm': 'population'}
+_RANDOM_SEARCH = {'algorithm': 'random_search', 'inheritance': 'none'}
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'enough', 'lacking'),
+  [
+    ('niching.rate', 0.5, {}, _POPULATION),
+    ('niching.rate', 0.5, {}, _RANDOM_SEARCH),
+    ('niching.iterations', 3, {}, _POPULATION),
+    ('niching.iterations', 3, {}, {'niching.rate': 0.0}),
+    ('population.size', 3, _POPULATION, {'algorithm': 'one_plus_one'}),
+    ('population.cores_per_child', 2, _POPULATION, _RANDOM_SEARCH),
+    ('population.crossover_rate', 1.0, _POPULATION, {'population.size': 1}),
+    ('population.mate', 'complementary', _POPULATION, {'population.size': 1}),
+    ('population.mate', 'complementary', _POPULATION, {'population.crossover_rate': 0}),
+    (
+      'population.crossover_inheritance',
+      'leaf_rule',
+      _POPULATION,
+      {'inheritance': 'none'},
+    ),
+    ('random_search.max_blocks', 3, _RANDOM_SEARCH, {'algorithm': 'one_plus_one'}),
+    ('inheritance_shrink', 0.5, {}, {'inheritance': 'none'}),
+    ('inheritance_noise', 0.5, {'inheritance': 'net2net'}, {'inheritance': 'overlap'}),
+    ('search_space.max_downsampling', 1, {}, {'search_space.strides': (1,)}),
+    ('completion.shrink', 0.5, {}, {'completion.enabled': False}),
+    ('completion.epochs', (1, 2, 3), {}, {'completion.enabled': False}),
+    ('completion.learning_rates', (1.0, 0.1, 0.01), {}, {'checkpoint_epochs': ()}),
+  ],
+)
+def test_a_value_that_is_typed_has_an_effect_or_is_refused(
+  field, value, enough, lacking
+):
+  config = _config({**enough, field: value})
+  config_lib.validate(config)
+  config_lib.check_typed([config], {field: value})
+  config = _config({**enough, **lacking, field: value})
+  config_lib.validate(config)
+  with pytest.raises(UserError, match=rf'^config\.{field}: got .* no effect here'):
+    config_lib.check_typed([config], {field: value})
+
+
 def test_the_default_value_may_be_typed_where_it_has_no_effect():
   config = _config({'algorithm': 'random_search', 'inheritance': 'none'})
   config_lib.check_typed([config], {'niching.rate': 0.1, 'inheritance_shrink': 1.0})

@@ -72,7 +72,6 @@ def test_the_default_directory_is_named_by_config_setting_and_seed(command, tmp_
     '--config.seed=3',
     *WITHOUT_CHECKPOINTS,
     '--config.budget_epochs=1',
-    '--config.completion.enabled=false',
     cwd=tmp_path,
   )
   assert result.returncode == 0, result.stderr
@@ -88,7 +87,6 @@ def test_the_default_directory_of_own_data_has_its_name(command, tmp_path):
     *WITHOUT_CHECKPOINTS,
     '--config.dataset.name=npz:clothes.npz',
     '--config.budget_epochs=1',
-    '--config.completion.enabled=false',
     cwd=tmp_path,
   )
   assert result.returncode == 0, result.stderr
