@@ -260,6 +260,7 @@ def primary(name: str) -> str:
       continue
     decides = test.p if early else test.p_holm
     difference, effect, p, p_holm = test_cells(test)
+    low, high = test.effect_interval
     rows.append(
       [
         title,
@@ -267,7 +268,7 @@ def primary(name: str) -> str:
         f'{LABELS[other]} @{test.other_epochs}',
         f'{test.n[0]}, {test.n[1]}',
         difference,
-        effect,
+        f'{effect} ({low:.2f} to {high:.2f})',
         p,
         '' if early else p_holm,
         'undecided yet' if state(name) else 'yes' if decides < 0.01 else 'no',
