@@ -161,6 +161,10 @@ def _asset(name: str) -> str:
 
 def _collect_run(path: pathlib.Path) -> dict[str, Any]:
   config = checked_files.read_config(path)
+  result = checked_files.read_result(path)
+  for checkpoint in result['checkpoints'] if result else ():
+    # A list, since JavaScript puts the names of an object that are numbers first.
+    checkpoint['class_names'] = list(checkpoint.get('test_accuracy_by_class', ()))
   return {
     'kind': 'run',
     'title': path.resolve().name,
@@ -169,7 +173,7 @@ def _collect_run(path: pathlib.Path) -> dict[str, Any]:
     'is_balanced': config['fitness'] == 'balanced_accuracy',
     'environment': records.read_environment(path),
     'events': checked_files.read_events(path),
-    'result': checked_files.read_result(path),
+    'result': result,
   }
 
 

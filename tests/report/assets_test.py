@@ -32,7 +32,7 @@ def test_the_tree_has_a_node_per_event_and_a_click_shows_the_network(
     assert '<b>cat</b>, dog' in page.locator('main').inner_text()
     rows = page.locator('#classes-table tbody tr')
     assert [row.inner_text().split('\t')[:2] for row in rows.all()] == [
-      ['none', 'no examples'],
+      ['7', 'no examples'],
       ['dog', '85.0 %'],
       ['<b>cat</b>', '90.0 %'],
     ]
@@ -40,7 +40,7 @@ def test_the_tree_has_a_node_per_event_and_a_click_shows_the_network(
     assert [row.inner_text().split('\t') for row in rows.all()] == [
       ['<b>cat</b>', '9', '1', '0'],
       ['dog', '3', '17', '0'],
-      ['none', '0', '0', '0'],
+      ['7', '0', '0', '0'],
     ]
     assert 'dog taken for <b>cat</b> (3)' in page.locator('main').inner_text()
     page.locator('input[name="size"]').last.check()

@@ -108,7 +108,7 @@ def _result(state, text):
         'epochs': state.epochs_used,
         **genotype,
         'test_accuracy': 0.875,
-        'test_accuracy_by_class': {f'<b>cat</b>{text}': 0.9, 'dog': 0.85, 'none': None},
+        'test_accuracy_by_class': {f'<b>cat</b>{text}': 0.9, 'dog': 0.85, '7': None},
         'test_confusion': [[9, 1, 0], [3, 17, 0], [0, 0, 0]],
       }
     ],

@@ -22,6 +22,8 @@ def test_the_page_contains_every_event_and_needs_no_other_file(run_directory):
   assert data['events'] == records.read_events(run_directory)
   assert data['environment']['dataset']['class_names'] == ['<b>cat</b>', 'dog']
   assert data['environment']['starts'] == [{'cores': 2}]
+  (checkpoint,) = data['result']['checkpoints']
+  assert checkpoint['class_names'] == ['<b>cat</b>', 'dog', '7']
   assert '<title>a &lt;run&gt;</title>' in page
   assert '<noscript>This report is drawn by JavaScript' in page
   assert not re.search(r'<(script|link|img)[^>]*(src|href)="(?!data:)', page)

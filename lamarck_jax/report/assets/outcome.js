@@ -66,8 +66,7 @@ function sizeSection({events, environment, fitness_name: fitnessName}, onSelect)
 }
 
 /** Returns the sections on the confusion of classes on the test set, if it is known. */
-function confusionSections({test_confusion: counts, test_accuracy_by_class: byClass}) {
-  const names = Object.keys(byClass || {});
+function confusionSections({test_confusion: counts, class_names: names}) {
   if (!counts || counts.length !== names.length || counts.some((row) => row.length !== names.length)) return [];
   const pairs = counts.flatMap((row, label) => row.map((count, predicted) => ({label, predicted, count})))
     .filter(({label, predicted, count}) => label !== predicted && count)
