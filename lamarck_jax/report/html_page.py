@@ -5,7 +5,7 @@ every run and study, and by `python -m lamarck_jax.report` at any time.
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import hashlib
 import html
 import importlib.resources
@@ -186,8 +186,8 @@ def _collect_study(path: pathlib.Path, served: bool) -> dict[str, Any]:
   return {
     'kind': 'study',
     'title': f'study {path.resolve().name}',
-    'dataset': study.dataset,
-    'budget_epochs': study.budget_epochs,
+    'dataset': _listed(setting.dataset or study.dataset for setting in study.settings),
+    'budget_epochs': _listed(map(study.budget_of, study.settings)),
     'fitness_name': study.fitness_name,
     'num_runs': len(runs),
     'settings': [
@@ -209,6 +209,10 @@ def _collect_study(path: pathlib.Path, served: bool) -> dict[str, Any]:
     ],
     'runs': runs,
   }
+
+
+def _listed(values: Iterable[object]) -> str:
+  return ', '.join(dict.fromkeys(map(str, values)))
 
 
 def _list_runs(path: pathlib.Path, study: Study, needed: str) -> list[dict[str, Any]]:

@@ -95,8 +95,8 @@ def compare(study: Study) -> list[Comparison]:
 
   Test accuracy is compared at each checkpoint's budget, best validation accuracy at
   these and at each quarter of the budget. Each is compared at equal budgets, and at the
-  earlier ones also with the others' last (the paper's claim of data efficiency).
-  Samples of fewer than two values are left out.
+  earlier ones also with the others' last (the paper's claim of data efficiency). Left
+  out are budgets that a setting does not have, and samples of fewer than two values.
 
   Returns:
     The comparisons, Holm-corrected within each measure.
@@ -116,8 +116,9 @@ def _measures(study: Study) -> list[tuple[str, _Sample, Sequence[int]]]:
   """Returns each measure's name, its sample, and the budgets in epochs, ascending."""
 
   def best_fitnesses(setting: Setting, epochs: int) -> list[float]:
+    budget = study.budget_of(setting)
     # The last evaluation of a run may exceed the budget, and counts all the same.
-    return setting.best_fitnesses(epochs if epochs < study.budget_epochs else math.inf)
+    return setting.best_fitnesses(epochs if epochs < budget else math.inf)
 
   checkpoints = study.checkpoint_epochs
   quarters = [study.budget_epochs * quarter // 4 for quarter in range(1, 5)]
@@ -126,7 +127,7 @@ def _measures(study: Study) -> list[tuple[str, _Sample, Sequence[int]]]:
     (
       f'best {study.fitness_name}',
       best_fitnesses,
-      sorted({*checkpoints, *quarters}),
+      sorted({*checkpoints, *quarters, *map(study.budget_of, study.settings)}),
     ),
   ]
 
@@ -135,10 +136,12 @@ def _family(
   study: Study, measure: str, sample: _Sample, budgets: Sequence[int]
 ) -> Iterator[Comparison]:
   """Yields the tests of one measure, which Holm's correction takes together."""
-  pairs = [(epochs, epochs) for epochs in budgets]
-  pairs += [(epochs, budgets[-1]) for epochs in budgets[:-1]]
+  first = study.settings[0]
   for other in study.settings[1:]:
-    first = study.settings[0]
+    own = [n for n in budgets if n <= study.budget_of(first)]
+    others = [n for n in budgets if n <= study.budget_of(other)]
+    pairs = [(epochs, epochs) for epochs in own if epochs in others]
+    pairs += [(epochs, others[-1]) for epochs in own if others and epochs < others[-1]]
     for epochs, other_epochs in pairs:
       x = _without_nan(sample(first, epochs))
       y = _without_nan(sample(other, other_epochs))
@@ -203,7 +206,7 @@ class DataEfficiency:
     faster: The setting that is claimed to be faster.
     other: The other one.
     target: The other one's mean best validation accuracy at the end.
-    share: Share of the budget after which the faster one's mean reaches the target;
+    share: Share of the other one's budget after which the faster one's mean reaches it;
       infinite if it does not. The paper's "75 % less" is a share of 0.25.
     low: Lower end of the share's 95% bootstrap interval.
     high: Upper end; infinite where the target is not reached.
@@ -243,7 +246,7 @@ def data_efficiency(
     reached = curves[rows].mean(axis=0) >= finals[other_rows].mean()
     if not reached.any():
       return math.inf
-    return grid[int(reached.argmax())] / study.budget_epochs
+    return grid[int(reached.argmax())] / study.budget_of(other)
 
   samples = np.arange(len(curves)), np.arange(len(finals))
   rng = np.random.default_rng(seed)

@@ -316,6 +316,8 @@ _SETTING = {
   'inheritance': _NAME,
   'epochs_per_evaluation': _COUNT,
   'fitness': _TEXT._replace(required=False),
+  'dataset': _TEXT._replace(required=False),
+  'budget_epochs': _COUNT._replace(required=False),
   'runs': Field('runs', list_of(_is_run)),
   'missing': Field('an object of text', mapping_of(is_text)),
 }

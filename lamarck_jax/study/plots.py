@@ -76,7 +76,7 @@ def draw_accuracy(axes: Axes, study: Study, paper: bool = False) -> None:
     paper: Whether to add the paper's test accuracies on the same data set, with its
       budget of 512 epochs scaled to ours.
   """
-  budget = study.budget_epochs
+  budget = study.max_budget_epochs
   for index, setting in enumerate(study.settings):
     if not setting.runs:
       continue
@@ -108,7 +108,7 @@ def draw_num_blocks(axes: Axes, study: Study) -> None:
     style = STYLES[index % len(STYLES)]
     grid, curves = _curves(setting, Run.best_num_blocks_at)
     _draw_mean(axes, grid, curves, setting, style)
-  axes.set_xlim(0, study.budget_epochs * 1.02)
+  axes.set_xlim(0, study.max_budget_epochs * 1.02)
   axes.set_ylim(bottom=0)
   axes.set_xlabel('training epochs used by the search')
   axes.set_ylabel('blocks of the best network, mean')
@@ -159,7 +159,8 @@ def _draw_mean(
 def _draw_paper(
   axes: Axes, study: Study, setting: Setting, offset: float, style: Style
 ) -> None:
-  ours = (study.dataset, setting.inheritance, setting.epochs_per_evaluation)
+  dataset = setting.dataset or study.dataset
+  ours = (dataset, setting.inheritance, setting.epochs_per_evaluation)
   for row in paper_table_1():
     if (row['dataset'], row['inheritance'], row['e']) == ours:
       x = row['epochs'] / _PAPER_BUDGET_EPOCHS * study.budget_epochs + offset

@@ -18,6 +18,7 @@ from lamarck_jax import metrics
 from lamarck_jax.errors import DamagedError, UserError
 from lamarck_jax.run_directory import digests, durable, set_aside
 from lamarck_jax.study import checked_files
+from lamarck_jax.study.consistency import Consistency, StartedRun
 
 # Of study.json and results.json; since 2 they have a digest.
 FORMAT_VERSION = 2
@@ -76,6 +77,8 @@ class Setting:
     runs: The finished runs, ordered by seed.
     missing: Why a run has no result, by seed.
     fitness: What its runs select for, as in the configuration.
+    dataset: Its data set where that is not the study's.
+    budget_epochs: Its budget where that is not the study's.
   """
 
   name: str
@@ -84,6 +87,8 @@ class Setting:
   runs: tuple[Run, ...]
   missing: Mapping[int, str]
   fitness: str = 'accuracy'
+  dataset: str | None = None
+  budget_epochs: int | None = None
 
   @property
   def short_name(self) -> str:
@@ -110,8 +115,8 @@ class Study:
   """The results of a study.
 
   Attributes:
-    dataset: Name of the data set.
-    budget_epochs: Training epochs of each search, the paper's n.
+    dataset: Name of the data set; a setting may have another.
+    budget_epochs: Training epochs of each search, the paper's n, likewise.
     checkpoint_epochs: Budgets with test accuracies, in epochs, ascending.
     settings: The settings, in the order of the command.
   """
@@ -120,6 +125,15 @@ class Study:
   budget_epochs: int
   checkpoint_epochs: tuple[int, ...]
   settings: tuple[Setting, ...]
+
+  def budget_of(self, setting: Setting) -> int:
+    """Returns the budget of one of its settings, in epochs."""
+    return setting.budget_epochs or self.budget_epochs
+
+  @property
+  def max_budget_epochs(self) -> int:
+    """The largest budget of a setting."""
+    return max(map(self.budget_of, self.settings), default=self.budget_epochs)
 
   @property
   def fitness_name(self) -> str:
@@ -150,10 +164,24 @@ def write_plan(
   _write(path, {'runs': known, 'failures': dict(failures or {})}, indent=1)
 
 
+def planned_runs(root: pathlib.Path) -> list[tuple[str, int]]:
+  """Returns setting and seed of each run in the plan of a study, if it has one.
+
+  Raises:
+    UserError: If the plan is damaged.
+  """
+  path = root / 'study.json'
+  if not path.exists():
+    return []
+  plan = checked_files.read_plan(path, FORMAT_VERSION)
+  return [(name, seed) for name, seed in plan['runs']]
+
+
 def collect(root: pathlib.Path) -> Study:
   """Reads the run directories of a study.
 
-  A run that cannot be read is missing, with the reason.
+  A run that cannot be read, or compared with those before it, is missing, with the
+  reason.
 
   Args:
     root: Directory of the study; it has a plan.
@@ -164,7 +192,8 @@ def collect(root: pathlib.Path) -> Study:
   plan = checked_files.read_plan(root / 'study.json', FORMAT_VERSION)
   runs: dict[str, list[Run]] = {}
   missing: dict[str, dict[int, str]] = {}
-  configs: dict[str, dict[str, Any]] = {}
+  configs: dict[str, Mapping[str, Any]] = {}
+  consistency = Consistency()
   for name, seed in plan['runs']:
     runs.setdefault(name, [])
     missing.setdefault(name, {})
@@ -173,7 +202,9 @@ def collect(root: pathlib.Path) -> Study:
     run = None
     try:
       if (path / 'config.json').exists():
-        configs[name] = _read_config(path, seed)
+        started = _read_start(path, seed)
+        configs.setdefault(name, started.config)
+        consistency.check(name, started)
         run = _read_run(path, seed)
     except UserError as error:
       why = str(error)
@@ -204,45 +235,48 @@ def _study(
   configs: Mapping[str, Mapping[str, Any]],
 ) -> Study:
   """Returns the study of runs by the name of their setting."""
-  settings = [
-    Setting(
+  first = next(iter(configs.values()))
+  dataset, budget = first['dataset']['name'], first['budget_epochs']
+  settings = []
+  for name in runs:
+    if (config := configs.get(name)) is None:
+      continue
+    own_dataset, own_budget = config['dataset']['name'], config['budget_epochs']
+    setting = Setting(
       name,
-      configs[name]['inheritance'],
-      configs[name]['epochs_per_evaluation'],
+      config['inheritance'],
+      config['epochs_per_evaluation'],
       tuple(sorted(runs[name], key=lambda run: run.seed)),
       missing[name],
-      configs[name]['fitness'],
+      config['fitness'],
+      None if own_dataset == dataset else checked_files.printable(own_dataset),
+      None if own_budget == budget else own_budget,
     )
-    for name in runs
-    if name in configs
-  ]
+    settings.append(setting)
   checkpoints = {
     epochs
     for setting in settings
     for run in setting.runs
     for epochs in run.test_accuracy
   }
-  config = next(iter(configs.values()))
   return Study(
-    checked_files.printable(config['dataset']['name']),
-    config['budget_epochs'],
+    checked_files.printable(dataset),
+    budget,
     tuple(sorted(checkpoints)),
     tuple(settings),
   )
 
 
-def _read_config(path: pathlib.Path, seed: int) -> dict[str, Any]:
-  """Returns the configuration of a run.
+def _read_start(path: pathlib.Path, seed: int) -> StartedRun:
+  """Returns what a run was started with.
 
   Raises:
     UserError: If it is damaged, or has another seed.
   """
-  config = checked_files.read_config(path)
-  if config['seed'] != seed:
-    raise DamagedError(
-      f'seed: got {config["seed"]} in {path / "config.json"}, want {seed}'
-    )
-  return config
+  started = StartedRun.read(path)
+  if (found := started.config['seed']) != seed:
+    raise DamagedError(f'seed: got {found} in {path / "config.json"}, want {seed}')
+  return started
 
 
 def _read_run(path: pathlib.Path, seed: int) -> Run | None:
@@ -296,9 +330,11 @@ def write(study: Study, path: str | os.PathLike[str]) -> None:
     set_aside.file(durable.Folder.open(path.parent), path.name)
   content = dataclasses.asdict(study)
   for setting in content['settings']:
-    # Files of studies that select for accuracy stay as they were before there was more.
-    if setting['fitness'] == 'accuracy':
-      del setting['fitness']
+    # Files of studies stay as they were before settings could differ in these.
+    usual = {'fitness': 'accuracy', 'dataset': None, 'budget_epochs': None}
+    for name, value in usual.items():
+      if setting[name] == value:
+        del setting[name]
   _write(path, content)
 
 
@@ -354,6 +390,8 @@ def _study_from_json(content: dict[str, Any]) -> Study:
       int(seed): checked_files.printable(reason)
       for seed, reason in setting.pop('missing').items()
     }
+    if 'dataset' in setting:
+      setting['dataset'] = checked_files.printable(setting['dataset'])
     settings.append(Setting(**setting, runs=tuple(runs), missing=missing))
   checkpoints = tuple(content.pop('checkpoint_epochs'))
   content['dataset'] = checked_files.printable(content['dataset'])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -17,7 +18,8 @@ from lamarck_jax import config as config_lib
 from lamarck_jax import warm_start
 from lamarck_jax.errors import UserError
 from lamarck_jax.run_directory import dataset_record, lock, records
-from lamarck_jax.study import checked_files
+from lamarck_jax.study import checked_files, consistency, results
+from lamarck_jax.study.consistency import StartedRun
 from lamarck_jax.study.executors import Executor, Outcome, Task
 
 # A run whose worker died this often in a row without a new event has failed.
@@ -115,39 +117,78 @@ def make_tasks(
     xla_cache_dir: Folder of compiled programs.
 
   Raises:
-    UserError: If a configuration is invalid, or a directory holds another run.
+    UserError: If a configuration is invalid, a directory holds another run, or the
+      study has runs that these cannot be compared with.
   """
   if not settings:
     raise UserError('settings: got none, want names such as lamarckian,baseline_1')
   root = pathlib.Path(workdir).absolute()
-  variants = [Variant.parse(text) for text in settings]
-  configs = {}
-  for variant in variants:
+  configs: dict[str, config_dict.ConfigDict] = {}
+  for variant in map(Variant.parse, settings):
     if variant.name in configs:
       raise UserError(f'settings: got {variant.name!r} twice, want different names')
-    configs[variant.name] = _load_config(config_file, variant)
+    configs[variant.name] = _configure(config_file, overrides, variant)
   tasks: list[Task] = []
   for index in range(num_seeds):
-    for setting, (config, own_overrides) in configs.items():
+    for setting, config in configs.items():
       config = config.copy_and_resolve_references()
-      # What a variant sets is what it is about, so it takes precedence.
-      config.update_from_flattened_dict({**overrides, **own_overrides})
-      config.setting = setting
       config.seed += index
       config_lib.validate(config)
-      # A worker of another node has another current directory.
-      config.dataset.update(dataset_record.with_absolute_paths(config.dataset))
-      config.init_from = warm_start.with_absolute_path(config.init_from)
       path = root / setting / f'seed{config.seed}'
       log = root / 'logs' / f'{setting}-seed{config.seed}.log'
       tasks.append(Task(setting, config.seed, config, path, log, xla_cache_dir))
-  config_lib.check_typed([task.config for task in tasks], overrides)
+  config_lib.check_typed(list(configs.values()), overrides)
   for task in tasks:
     if not (task.workdir / 'config.json').exists():
       warm_start.check(task.config, task.workdir)
     if not _is_damaged(task.workdir):
       records.check(task.workdir, task.config.to_dict())
+  _check_extension(root, config_file, overrides, configs)
   return tasks
+
+
+def _configure(
+  config_file: str, overrides: Mapping[str, Any], variant: 'Variant'
+) -> config_dict.ConfigDict:
+  """Returns the configuration of a variant's runs, but for their seeds.
+
+  Raises:
+    UserError: If it is invalid.
+  """
+  loaded, own_overrides = _load_config(config_file, variant)
+  config = loaded.copy_and_resolve_references()
+  # What a variant sets is what it is about, so it takes precedence.
+  config.update_from_flattened_dict({**overrides, **own_overrides})
+  config.setting = variant.name
+  config_lib.validate(config)
+  # A worker of another node has another current directory.
+  config.dataset.update(dataset_record.with_absolute_paths(config.dataset))
+  config.init_from = warm_start.with_absolute_path(config.init_from)
+  return config
+
+
+def _check_extension(
+  root: pathlib.Path,
+  config_file: str,
+  overrides: Mapping[str, Any],
+  configs: Mapping[str, config_dict.ConfigDict],
+) -> None:
+  """Checks that runs can be compared with those that the study has.
+
+  Of settings that the command does not name the configuration file has the meaning,
+  unless they are variants.
+
+  Raises:
+    UserError: If they cannot.
+  """
+  known = {name: config.to_dict() for name, config in configs.items()}
+  started = []
+  for name, seed in results.planned_runs(root):
+    with contextlib.suppress(UserError):
+      if name not in known and name in config_lib.SETTINGS:
+        known[name] = _configure(config_file, overrides, Variant(name, name)).to_dict()
+      started.append((name, StartedRun.read(root / name / f'seed{seed}')))
+  consistency.check_extension(started, known)
 
 
 def _is_damaged(path: pathlib.Path) -> bool:

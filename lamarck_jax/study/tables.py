@@ -31,7 +31,7 @@ def table(study: Study) -> list[dict[str, str]]:
   rows = []
   for setting in study.settings:
     row = {
-      'data': study.dataset,
+      'data': setting.dataset or study.dataset,
       'setting': setting.name,
       'inheritance': setting.inheritance,
       'e': str(setting.epochs_per_evaluation),

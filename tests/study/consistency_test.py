@@ -1,0 +1,164 @@
+"""A study has only runs that can be compared, however many commands it is made by."""
+
+import numpy as np
+import pytest
+
+from lamarck_jax import search
+from lamarck_jax.errors import UserError
+from lamarck_jax.study import analysis, results, tables
+from tests.study.conftest import make_tasks
+
+
+def perform(tasks, root):
+  """Runs a study in this process, and returns its results."""
+  root.mkdir(exist_ok=True)
+  results.write_plan(root, [(task.setting, task.seed) for task in tasks])
+  for task in tasks:
+    search.run(task.config, task.workdir)
+  return results.collect(root)
+
+
+@pytest.fixture(scope='module')
+def begun(shared_compilation_cache, tmp_path_factory):
+  """The directory of a study with one finished run, and what extends it."""
+  root = tmp_path_factory.mktemp('study')
+
+  def extend(settings, **overrides):
+    flags = {'budget_epochs': 4, 'num_seeds': 1, **overrides}
+    return make_tasks(root, shared_compilation_cache, settings=settings, **flags)
+
+  perform(extend(['lamarckian']), root)
+  return extend
+
+
+def test_a_study_is_extended_by_settings_variants_and_seeds_with_the_same_flags(begun):
+  variant = 'long=lamarckian+budget_epochs=12'
+  tasks = begun(['lamarckian', 'baseline_1', variant], num_seeds=2)
+  assert len(tasks) == 6
+
+
+@pytest.mark.parametrize('settings', [['lamarckian'], ['baseline_1'], ['baseline_2']])
+@pytest.mark.parametrize(
+  ('overrides', 'fields'),
+  [
+    ({'budget_epochs': 8, 'batch_size': 8}, 'batch_size, budget_epochs'),
+    ({'seed': 1, 'dataset.num_train': 80}, 'dataset.num_train'),
+    ({'seed': 1, 'learning_rate': 0.01}, 'learning_rate'),
+  ],
+)
+def test_other_flags_than_those_of_the_runs_that_are_there_are_refused(
+  begun, settings, overrides, fields
+):
+  if settings == ['baseline_2']:
+    settings = ['wide=baseline_2+epochs_per_evaluation=1']
+  overrides = {'seed': 1, **overrides}
+  with pytest.raises(UserError, match=rf'lamarckian/seed0 has another .*{fields}') as e:
+    begun(settings, **overrides)
+  assert '\n' not in str(e.value)
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_not_pooled(
+  shared_compilation_cache, tmp_path
+):
+  flags = {'num_seeds': 1, 'settings': ['lamarckian']}
+  first = make_tasks(tmp_path, shared_compilation_cache, budget_epochs=3, **flags)
+  perform(first, tmp_path)
+  # As a study has them that was extended before this was refused.
+  plan = (tmp_path / 'study.json').read_bytes()
+  (tmp_path / 'study.json').unlink()
+  second = make_tasks(
+    tmp_path, shared_compilation_cache, budget_epochs=4, seed=1, **flags
+  )
+  (tmp_path / 'study.json').write_bytes(plan)
+  (setting,) = perform(second, tmp_path).settings
+  assert [run.seed for run in setting.runs] == [0]
+  wanted = 'lamarckian/seed1 differs from lamarckian/seed0 in budget_epochs'
+  assert setting.missing[1].startswith(wanted)
+
+
+def test_runs_on_other_images_of_the_same_name_are_not_pooled(
+  shared_compilation_cache, tmp_path
+):
+  rng = np.random.default_rng(0)
+
+  def write_images():
+    images = rng.integers(0, 256, (200, 8, 8), np.uint8)
+    np.savez(tmp_path / 'own.npz', x_train=images, y_train=np.arange(200) % 2)
+
+  def extend(settings, num_seeds):
+    return make_tasks(
+      tmp_path / 'study',
+      shared_compilation_cache,
+      settings=settings,
+      num_seeds=num_seeds,
+      budget_epochs=3,
+      **{'dataset.name': f'npz:{tmp_path / "own.npz"}'},
+    )
+
+  write_images()
+  perform(extend(['lamarckian'], 1), tmp_path / 'study')
+  write_images()
+  tasks = [*extend(['lamarckian'], 2)[1:], *extend(['baseline_1'], 1)]
+  study = perform(tasks, tmp_path / 'study')
+  assert [[run.seed for run in setting.runs] for setting in study.settings] == [[0], []]
+  for setting, seed in zip(study.settings, (1, 0)):
+    assert 'has other data than lamarckian/seed0' in setting.missing[seed]
+  assert 'has other data than lamarckian/seed0' in tables.report(study)
+
+
+def test_settings_with_another_data_set_or_budget_keep_their_own(
+  shared_compilation_cache, tmp_path
+):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (200, 8, 8), np.uint8)
+  np.savez(tmp_path / 'own.npz', x_train=images, y_train=np.arange(200) % 2)
+  name = f'npz:{tmp_path / "own.npz"}'
+  settings = ['lamarckian', f'own=lamarckian+dataset.name={name}+budget_epochs=5']
+  tasks = make_tasks(
+    tmp_path / 'study', shared_compilation_cache, settings=settings, budget_epochs=3
+  )
+  study = perform(tasks, tmp_path / 'study')
+  results.write(study, tmp_path / 'results.json')
+  assert results.load(tmp_path / 'results.json') == study
+  assert [row['data'] for row in tables.table(study)] == ['digits', name]
+  assert list(map(study.budget_of, study.settings)) == [3, 5]
+
+
+def test_budgets_are_compared_that_both_settings_have(make_run):
+  curves = ((0.2, 0.3, 0.3), (0.25, 0.3, 0.5))
+  short, long = (
+    results.Setting(
+      name,
+      'none',
+      4,
+      tuple(make_run(i, curve[:length], {}) for i, curve in enumerate(curves)),
+      {},
+      budget_epochs=own,
+    )
+    for name, length, own in (('short', 2, None), ('long', 3, 12))
+  )
+  study = results.Study('digits', 8, (), (short, long))
+  compared = {
+    (c.greater_epochs, c.other_epochs): c.difference for c in analysis.compare(study)
+  }
+  assert compared.keys() == {(4, 4), (6, 6), (8, 8), (4, 12), (6, 12), (8, 12)}
+  assert compared[8, 8] == pytest.approx(0)
+  assert compared[8, 12] == pytest.approx(0.3 - 0.4)
+  efficiency = analysis.data_efficiency(study, short, long)
+  assert efficiency is not None and efficiency.share == np.inf
+  # Of the budget of the other one.
+  efficiency = analysis.data_efficiency(study, long, short)
+  assert efficiency is not None and efficiency.share == 1.0
+
+  study = results.Study(
+    'digits',
+    12,
+    (),
+    tuple(
+      results.Setting(s.name, 'none', 4, s.runs, {}, budget_epochs=b)
+      for s, b in ((long, None), (short, 8))
+    ),
+  )
+  compared = {(c.greater_epochs, c.other_epochs) for c in analysis.compare(study)}
+  # The first evaluation ends after 4 epochs, so none has an accuracy at 3.
+  assert compared == {(6, 6), (8, 8), (6, 8)}
