@@ -98,6 +98,7 @@ def export(
     'class_names': network.class_names,
     'mean': network.mean,
     'std': network.std,
+    'splits': found.dataset.fingerprint.to_json()['splits'],
     **found.facts,
   }
   exported_files.write(out, files, description)

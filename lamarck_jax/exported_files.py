@@ -20,6 +20,7 @@ import safetensors.numpy
 
 from lamarck_jax import model
 from lamarck_jax.data import fingerprint
+from lamarck_jax.data.fingerprint import SplitFingerprint
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.run_directory import durable, set_aside, weights
@@ -45,6 +46,7 @@ class Description:
   Attributes:
     digests: SHA-256 by file name, in hexadecimal digits; none in folders of format
       version 1.
+    splits: The examples that it was trained on and measured with; None in older ones.
   """
 
   genotype: Genotype
@@ -54,6 +56,7 @@ class Description:
   std: tuple[float, ...]
   test_accuracy: float | None
   digests: Mapping[str, str]
+  splits: Mapping[str, SplitFingerprint] | None = None
 
 
 def check_free(out: pathlib.Path) -> None:
@@ -195,7 +198,14 @@ def _parse(content: Mapping[str, Any], digests: Mapping[str, str]) -> Descriptio
   if not (accuracy is None or 0 <= accuracy <= 1):
     raise ValueError(f'test_accuracy {accuracy!r}')
   fields = fingerprint.image_fields(content)
-  return Description(Genotype.from_json(content), *fields, accuracy, digests)
+  splits = content.get('splits')
+  return Description(
+    Genotype.from_json(content),
+    *fields,
+    accuracy,
+    digests,
+    None if splits is None else fingerprint.splits_from_json(splits),
+  )
 
 
 def read_program(path: pathlib.Path, description: Description) -> bytes:

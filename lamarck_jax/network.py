@@ -16,6 +16,7 @@ from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 from lamarck_jax.run_directory import dataset_record, records, weights
+from lamarck_jax.run_directory.dataset_record import DatasetRecord
 from lamarck_jax.runtime import jax_settings
 
 
@@ -110,11 +111,13 @@ class Found:
     facts: What is known of it, ready for JSON: its `evaluation`, whether it was
       `completed`, its accuracies (None where they were not measured), and the fields
       of the configuration that its accuracy depends on.
+    dataset: The data set that it was trained on.
   """
 
   network: Network
   variables: dict[str, Any]
   facts: dict[str, Any]
+  dataset: DatasetRecord
 
 
 # What the description of a network repeats of the configuration.
@@ -174,7 +177,7 @@ def of_run(path: pathlib.Path, evaluation: int | None = None) -> Found:
   )
   del facts['genotype']
   facts |= {name: config[name] for name in _CONFIG_FACTS}
-  return Found(network, variables, facts)
+  return Found(network, variables, facts, recorded)
 
 
 def chosen(path: pathlib.Path) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def run(
       workers.start(config)  # They start JAX while this process reads the data.
     dataset, dataset_of_run = dataset_record.load(config.dataset, workdir, source)
     devices.check_platform()
-    start = warm_start.load(config, workdir)
+    start = warm_start.load(config, workdir, dataset_of_run)
     trainer = trial.make_trainer(config, dataset)
     if workers:
       workers.send_dataset(dataset)

@@ -17,10 +17,12 @@ from flax import traverse_util
 from ml_collections import config_dict
 
 from lamarck_jax import exported_files, model, network, search_state
+from lamarck_jax.data.fingerprint import SplitFingerprint
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Block, Genotype, SearchSpace
 from lamarck_jax.population import Offspring
 from lamarck_jax.run_directory import digests, initial_network, records
+from lamarck_jax.run_directory.dataset_record import DatasetRecord
 from lamarck_jax.run_directory.initial_network import InitialNetwork
 from lamarck_jax.search_state import SearchState
 
@@ -73,15 +75,19 @@ def check(config: config_dict.ConfigDict, workdir: str | os.PathLike[str]) -> No
 
 
 def load(
-  config: config_dict.ConfigDict, workdir: str | os.PathLike[str]
+  config: config_dict.ConfigDict,
+  workdir: str | os.PathLike[str],
+  dataset: DatasetRecord | None = None,
 ) -> Source | None:
   """Returns the first network of a search; None: it is drawn at random.
 
-  A run that has begun has a copy, so its source may be gone by then.
+  A run that has begun has a copy, so its source may be gone by then. Warns if the
+  network may have been trained on what is a validation or test image now.
 
   Args:
     config: The search's.
     workdir: The run directory; it need not exist.
+    dataset: The search's data set, for that warning.
 
   Raises:
     UserError: If `config.init_from` leads to no network, or to another one than at the
@@ -94,7 +100,7 @@ def load(
   if genotype:
     return Source(genotype)
   space = search_state.initial_state(config).evolution.space
-  return _of_path(text, pathlib.Path(workdir), space)
+  return _of_path(text, pathlib.Path(workdir), space, dataset)
 
 
 def record(source: Source | None, directory: records.RunDirectory) -> None:
@@ -155,15 +161,22 @@ def _path(text: str) -> pathlib.Path:
   return pathlib.Path(os.path.abspath(os.path.expanduser(text)))
 
 
-def _of_path(text: str, workdir: pathlib.Path, space: SearchSpace) -> Source:
+def _of_path(
+  text: str,
+  workdir: pathlib.Path,
+  space: SearchSpace,
+  dataset: DatasetRecord | None,
+) -> Source:
   path = _path(text)
   recorded = initial_network.read(workdir)
   if recorded is None:
-    found, variables = _read(text, path, space)
+    found, variables, trained_on = _read(text, path, space)
+    if dataset:
+      _warn_of_seen_images(found, trained_on, dataset)
     return Source(found.genotype, found, variables)
   if os.path.lexists(path):
     try:
-      found, _ = _read(text, path, space)
+      found, _, _ = _read(text, path, space)
     except UserError as error:
       logging.warning('%s; going on with the copy in %s', error, workdir)
     else:
@@ -175,21 +188,66 @@ def _of_path(text: str, workdir: pathlib.Path, space: SearchSpace) -> Source:
   return Source(recorded.genotype, recorded)
 
 
+@dataclasses.dataclass(frozen=True)
+class _TrainedOn:
+  """The data set of a network: its name and splits, as far as they are recorded."""
+
+  image_shape: tuple[int, int, int]
+  name: str | None
+  splits: Mapping[str, SplitFingerprint] | None
+
+
 def _read(
   text: str, path: pathlib.Path, space: SearchSpace
-) -> tuple[InitialNetwork, Mapping[str, Any]]:
-  """Returns the network of a finished run or of an export, and its weights."""
+) -> tuple[InitialNetwork, Mapping[str, Any], _TrainedOn]:
+  """Returns the network of a finished run or of an export, its weights, its data."""
   with _naming(text, space):
     if _is_exported(path):
       description = exported_files.read_description(path)
       genotype, class_names = description.genotype, description.class_names
       variables = exported_files.read_weights(path, description)
+      data = _TrainedOn(description.image_shape, None, description.splits)
     else:
       found = network.of_run(path)
       genotype, class_names = found.network.genotype, found.network.class_names
-      variables = found.variables
+      variables, recorded = found.variables, found.dataset
+      splits = recorded.fingerprint.splits
+      data = _TrainedOn(found.network.image_shape, recorded.absolute['name'], splits)
   digest = digests.of_arrays(traverse_util.flatten_dict(variables, sep='/'))
-  return InitialNetwork(str(path), genotype, class_names, digest), variables
+  return InitialNetwork(str(path), genotype, class_names, digest), variables, data
+
+
+def _warn_of_seen_images(
+  initial: InitialNetwork, trained_on: _TrainedOn, dataset: DatasetRecord
+) -> None:
+  """Warns if a network may have been trained on validation or test images.
+
+  It was not where it was measured with the same ones, or knows other classes. Otherwise
+  nothing tells: of a data set there is one digest for each split.
+  """
+  data, splits = dataset.fingerprint, trained_on.splits
+  same_shape = trained_on.image_shape == data.image_shape
+  same_name = trained_on.name == dataset.absolute['name']
+  if initial.class_names != data.class_names or not (same_shape or same_name):
+    return
+  # Other sizes of the same images have the same labels in the same order.
+  fields = ('images', 'labels') if same_shape else ('labels',)
+  held_out = ('validation', 'test')
+  if splits is None:
+    differing = list(held_out)
+  else:
+    differing = [
+      name
+      for name in held_out
+      if set(data.splits[name].differing(splits[name])) & {*fields}
+    ]
+  if differing:
+    logging.warning(
+      'config.init_from: the network of %s was measured with other %s images than this'
+      ' search; if it was trained on some of these, accuracy is too high',
+      initial.location,
+      ' and '.join(differing),
+    )
 
 
 def _is_exported(path: pathlib.Path) -> bool:

@@ -179,6 +179,70 @@ def test_a_classifier_of_other_classes_is_fresh_even_if_it_fits(
 
 
 # ------------------------------------------------------------------------------
+# Images that the network has seen
+# ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def images():
+  """200 images of 8x8 pixels in two classes, and test images."""
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (250, 8, 8), np.uint8)
+  labels = np.arange(250) % 2
+  return {
+    'x_train': pixels[:200],
+    'y_train': labels[:200],
+    'x_test': pixels[200:],
+    'y_test': labels[200:],
+  }
+
+
+def run_on(arrays, path, init_from=None, **fields):
+  """Runs a search on images of the user's own; returns the run directory."""
+  name = path.parent / f'images_{len(arrays)}_{arrays["y_train"].max()}.npz'
+  np.savez(name, **arrays)
+  config = make_config(init_from)
+  with config.unlocked(), config.ignore_type():
+    config.dataset.update({'name': f'npz:{name}', 'num_train': None})
+    config.dataset.update({'num_validation': 30, **fields})
+  search.run(config, path)
+  return path
+
+
+@pytest.mark.parametrize('exported', [False, True])
+def test_a_network_that_may_have_seen_validation_or_test_images_is_warned_of(
+  images, tmp_path, caplog, exported
+):
+  path = run_on(images, tmp_path / 'source')
+  if exported:
+    path = tmp_path / 'exported'
+    export.export(tmp_path / 'source', path)
+  caplog.clear()
+  run_on(images, tmp_path / 'same', path)
+  three = {'y_train': np.arange(200) % 3, 'y_test': np.arange(50) % 3}
+  run_on({**images, **three}, tmp_path / 'other_classes', path, num_validation=60)
+  assert 'accuracy is too high' not in caplog.text
+
+  run_on(images, tmp_path / 'more', path, num_validation=60)
+  assert 'was measured with other validation images than this search' in caplog.text
+  caplog.clear()
+  untested = {name: images[name] for name in ('x_train', 'y_train')}
+  run_on(untested, tmp_path / 'untested', path)
+  assert 'with other validation and test images than this search' in caplog.text
+
+
+def test_other_sizes_of_the_same_images_are_told_by_their_labels(
+  images, tmp_path, caplog
+):
+  path = run_on(images, tmp_path / 'source')
+  for num_validation, warns in ((30, False), (60, True)):
+    caplog.clear()
+    fields = {'num_validation': num_validation, 'image_size': 16}
+    run_on(images, tmp_path / f'large_{num_validation}', path, **fields)
+    assert ('accuracy is too high' in caplog.text) == warns
+
+
+# ------------------------------------------------------------------------------
 # Resuming
 # ------------------------------------------------------------------------------
 

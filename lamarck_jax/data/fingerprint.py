@@ -66,10 +66,7 @@ class Fingerprint:
       ValueError: If a field is missing or impossible.
     """
     try:
-      found = cls(
-        *image_fields(content),
-        {name: SplitFingerprint(**content['splits'][name]) for name in SPLITS},
-      )
+      found = cls(*image_fields(content), splits_from_json(content['splits']))
     except (LookupError, TypeError) as error:
       raise ValueError(f'got {error}, want the fields of a data set') from error
     return found
@@ -114,6 +111,11 @@ class Fingerprint:
       **{f'num_{name}': self.splits[name].num_examples for name in SPLITS},
       'class_names': list(self.class_names),
     }
+
+
+def splits_from_json(content: Mapping[str, Any]) -> dict[str, SplitFingerprint]:
+  """Returns the splits of a JSON object; LookupError or TypeError if it has none."""
+  return {name: SplitFingerprint(**content[name]) for name in SPLITS}
 
 
 def take(dataset: Dataset) -> Fingerprint:
