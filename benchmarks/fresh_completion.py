@@ -21,9 +21,8 @@ from ml_collections import config_dict
 import numpy as np
 
 from benchmarks import common
-from lamarck_jax import completion, model, search
+from lamarck_jax import completion, model, search, trial
 from lamarck_jax.data import datasets
-from lamarck_jax.data.augmentation import Augmentation
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.run_directory import records
@@ -118,15 +117,10 @@ def main() -> None:
     config = config_dict.ConfigDict(records.read_config(path))
     if not trainers:
       process.configure(config)
-    fields = 'dataset', 'batch_size', 'compute_dtype', 'augmentation'
+    fields = ('dataset', 'batch_size', 'compute_dtype', 'augmentation', 'class_weights')
     kind = str([config[field] for field in fields])
     if kind not in trainers:
-      trainers[kind] = Trainer(
-        datasets.load(**config.dataset),
-        batch_size=config.batch_size,
-        compute_dtype=config.compute_dtype,
-        augmentation=Augmentation(**config.augmentation),
-      )
+      trainers[kind] = trial.make_trainer(config, datasets.load(**config.dataset))
     runs.append(measure(path, checkpoint, trainers[kind]))
     common.write_json(out, {'runs': runs})
   print_means(runs)
