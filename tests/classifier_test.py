@@ -73,6 +73,23 @@ def test_a_classifier_is_shown_with_its_network_and_its_report(fitted):
   assert fitted.report().stat().st_size > 10**6
 
 
+def test_one_image_alone_is_not_taken_for_gray_images_of_a_column(tmp_path):
+  found = _fit(tmp_path / 'run', dataset={'image_size': 16}, parsimony=1.0)
+  images, _ = _examples(count=2)
+  assert found.predict(images[:1]).shape == (1,)
+  for channels in (1, 3):
+    image = np.repeat(images[0][..., None], channels, axis=-1)
+    with pytest.raises(UserError, match=r'^images: got .* want \[num_examples, height'):
+      found.predict(image)
+  assert 'validation accuracy of the selected network: ' in repr(found)
+
+
+def test_a_range_is_a_value_of_a_field(tmp_path):
+  space = {'filters': range(4, 9, 4), 'kernel_sizes': [3], 'strides': (1,)}
+  found = _fit(tmp_path / 'run', search_space=space)
+  assert found.genotype.blocks
+
+
 def test_a_balanced_fitness_is_named_wherever_it_is_shown(tmp_path):
   images, labels = _examples(('ant', 'ant', 'ant', 'bee', 'cat'))
   found = _fit(tmp_path / 'run', images, labels, fitness='balanced_accuracy')

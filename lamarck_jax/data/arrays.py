@@ -83,7 +83,7 @@ def pixels(where: str, images: Any) -> np.ndarray:
     where: Name of the argument, for messages.
     images: An array, or what NumPy makes one of, [num_examples, height, width] or
       [num_examples, height, width, channels]: uint8, other integers from 0 to 255, or
-      floats from 0 to 1, which become 0 to 255.
+      floats from 0 to 1, which become 0 to 255. One image alone is not taken.
 
   Raises:
     DatasetError: If they are something else.
@@ -92,7 +92,9 @@ def pixels(where: str, images: Any) -> np.ndarray:
   if not array.size:
     raise DatasetError(f'{where}: got no images, want at least one')
   wanted = [] if array.dtype.kind in 'iuf' else [_WANTED]
-  wanted += [] if array.ndim in (3, 4) else [_WANTED_SHAPE]
+  # An image with its channels would pass for gray images of a column or three.
+  is_image = array.ndim == 3 and array.shape[-1] in (1, 3)
+  wanted += [] if array.ndim in (3, 4) and not is_image else [_WANTED_SHAPE]
   if wanted:
     found = Declared(array.shape, array.dtype)
     raise DatasetError(f'{where}: got {found}, want {", ".join(wanted)}')

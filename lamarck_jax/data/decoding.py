@@ -84,7 +84,13 @@ def to_pixels(image: 'Image.Image', channels: int | None = None) -> np.ndarray:
   """
   from PIL import Image
 
+  # Known only until it is loaded.
+  has_16_bits = any('16' in str(tile.args) for tile in getattr(image, 'tile', ()))
   image = _upright(image)
+  declared = image.info.get('transparency')
+  if image.mode == 'RGB' and has_16_bits and isinstance(declared, tuple):
+    # Pillow keeps the upper 8 bits of the pixels, and all of the declared colour.
+    image.info['transparency'] = tuple(value // 256 for value in declared)
   if image.mode == 'F' or image.mode.startswith('I'):
     image = Image.fromarray(_to_8_bits(image))
   if image.has_transparency_data:

@@ -106,6 +106,25 @@ def test_transparency_shows_white_and_gray_stays_gray(mode):
   assert pixels.shape[-1] == 1
 
 
+def test_a_declared_colour_of_16_bits_shows_white():
+  def chunk(name, content):
+    checksum = struct.pack('>I', zlib.crc32(name + content))
+    return struct.pack('>I', len(content)) + name + content + checksum
+
+  declared, other = (0x1234, 0x5678, 0x9ABC), (0x8000, 0x4000, 0x2000)
+  row = struct.pack('>B6H', 0, *declared, *other)
+  header = struct.pack('>IIBBBBB', 2, 1, 16, 2, 0, 0, 0)
+  content = (
+    b'\x89PNG\r\n\x1a\n'
+    + chunk(b'IHDR', header)
+    + chunk(b'tRNS', struct.pack('>3H', *declared))
+    + chunk(b'IDAT', zlib.compress(row))
+    + chunk(b'IEND', b'')
+  )
+  pixels = decoding.decode(io.BytesIO(content))
+  np.testing.assert_array_equal(pixels, [[[255, 255, 255], [128, 64, 32]]])
+
+
 def test_half_transparent_colour_is_mixed_with_white():
   image = Image.new('RGBA', _SHAPE[::-1], (200, 0, 100, 128))
   expected = [255 + (value - 255) * 128 / 255 for value in (200, 0, 100)]
