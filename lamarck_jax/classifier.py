@@ -110,6 +110,7 @@ def fit(
     classes,
     config.dataset.image_size,
     config.fitness,
+    config.parsimony,
   )
 
 
@@ -124,6 +125,7 @@ class Classifier:
     classes: The labels in the order of the probabilities, as given to `fit`.
     image_size: Pixels per side to which images are resized; None: they are not.
     fitness: What networks were selected for, as in the configuration.
+    parsimony: How much fitness a smaller network may lack, likewise.
   """
 
   workdir: pathlib.Path
@@ -132,6 +134,7 @@ class Classifier:
   classes: np.ndarray
   image_size: int | None
   fitness: str = 'accuracy'
+  parsimony: float = 0.0
 
   @property
   def genotype(self) -> Genotype:
@@ -225,7 +228,7 @@ class Classifier:
     if self.fitness == 'balanced_accuracy':
       name = metrics.name(self.fitness, 'test')
       summary[name] = _shown(self.balanced_accuracy)
-    name = f'best {metrics.name(self.fitness, "validation")}'
+    name = metrics.selected_name(self.fitness, self.parsimony)
     summary[name] = _shown(self.validation_accuracy)
     return {**summary, 'run directory': str(self.workdir)}
 
@@ -285,7 +288,7 @@ def _by_dotted_name(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
   """Returns a value as configurations have it: tuples and Python's numbers."""
-  if isinstance(value, list | tuple):
+  if isinstance(value, list | tuple | range):
     return tuple(map(_plain, value))
   return value.item() if isinstance(value, np.generic) else value
 

@@ -20,6 +20,17 @@ def name(measure: str, split: str) -> str:
   return f'{split} fitness'
 
 
+def selected_name(measure: str, parsimony: float) -> str:
+  """Returns what the fitness of the network that a search selects is called.
+
+  Args:
+    measure: As in `name`.
+    parsimony: Of the search; above 0 the network may be less fit than others.
+  """
+  found = name(measure, 'validation')
+  return f'{found} of the selected network' if parsimony else f'best {found}'
+
+
 def accuracy(confusion: np.ndarray) -> float:
   """Returns the share of examples that are classified right (Section 4.2).
 

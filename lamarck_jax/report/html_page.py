@@ -188,7 +188,7 @@ def _collect_study(path: pathlib.Path, served: bool) -> dict[str, Any]:
     'title': f'study {path.resolve().name}',
     'dataset': _listed(setting.dataset or study.dataset for setting in study.settings),
     'budget_epochs': _listed(map(study.budget_of, study.settings)),
-    'fitness_name': study.fitness_name,
+    'selected_name': study.selected_name,
     'num_runs': len(runs),
     'settings': [
       {

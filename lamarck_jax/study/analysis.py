@@ -125,7 +125,7 @@ def _measures(study: Study) -> list[tuple[str, _Sample, Sequence[int]]]:
   return [
     ('test accuracy', Setting.test_accuracies, checkpoints),
     (
-      f'best {study.fitness_name}',
+      study.selected_name,
       best_fitnesses,
       sorted({*checkpoints, *quarters, *map(study.budget_of, study.settings)}),
     ),

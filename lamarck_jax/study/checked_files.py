@@ -148,6 +148,7 @@ _CONFIG = {
   'budget_epochs': _COUNT,
   'epochs_per_evaluation': _COUNT,
   'fitness': _TEXT,
+  'parsimony': _NUMBER,
   'dataset': Field('an object with a name', is_object_of({'name': _TEXT})),
 }
 
@@ -316,6 +317,7 @@ _SETTING = {
   'inheritance': _NAME,
   'epochs_per_evaluation': _COUNT,
   'fitness': _TEXT._replace(required=False),
+  'parsimony': _NUMBER._replace(required=False),
   'dataset': _TEXT._replace(required=False),
   'budget_epochs': _COUNT._replace(required=False),
   'runs': Field('runs', list_of(_is_run)),

@@ -77,6 +77,8 @@ class Setting:
     runs: The finished runs, ordered by seed.
     missing: Why a run has no result, by seed.
     fitness: What its runs select for, as in the configuration.
+    parsimony: As in the configuration; above 0 `best_fitness` is that of the network
+      that is selected, which may be less fit than others.
     dataset: Its data set where that is not the study's.
     budget_epochs: Its budget where that is not the study's.
   """
@@ -87,6 +89,7 @@ class Setting:
   runs: tuple[Run, ...]
   missing: Mapping[int, str]
   fitness: str = 'accuracy'
+  parsimony: float = 0.0
   dataset: str | None = None
   budget_epochs: int | None = None
 
@@ -136,10 +139,13 @@ class Study:
     return max(map(self.budget_of, self.settings), default=self.budget_epochs)
 
   @property
-  def fitness_name(self) -> str:
-    """What is selected for, in words; settings may differ in it."""
+  def selected_name(self) -> str:
+    """What `best_fitness` is, in words; settings may differ in it."""
     fitnesses = {setting.fitness for setting in self.settings}
-    return metrics.name(fitnesses.pop() if len(fitnesses) == 1 else '', 'validation')
+    return metrics.selected_name(
+      fitnesses.pop() if len(fitnesses) == 1 else '',
+      max((setting.parsimony for setting in self.settings), default=0),
+    )
 
 
 def write_plan(
@@ -249,6 +255,7 @@ def _study(
       tuple(sorted(runs[name], key=lambda run: run.seed)),
       missing[name],
       config['fitness'],
+      config['parsimony'],
       None if own_dataset == dataset else checked_files.printable(own_dataset),
       None if own_budget == budget else own_budget,
     )
@@ -331,7 +338,12 @@ def write(study: Study, path: str | os.PathLike[str]) -> None:
   content = dataclasses.asdict(study)
   for setting in content['settings']:
     # Files of studies stay as they were before settings could differ in these.
-    usual = {'fitness': 'accuracy', 'dataset': None, 'budget_epochs': None}
+    usual = {
+      'fitness': 'accuracy',
+      'parsimony': 0,
+      'dataset': None,
+      'budget_epochs': None,
+    }
     for name, value in usual.items():
       if setting[name] == value:
         del setting[name]

@@ -92,7 +92,7 @@ def report(study: Study) -> str:
     faster, *others = study.settings
     found = [analysis.data_efficiency(study, faster, other) for other in others]
     parts += [
-      _efficiency_sentence(efficiency, study.fitness_name)
+      _efficiency_sentence(efficiency, study.selected_name)
       for efficiency in found
       if efficiency
     ]
@@ -163,7 +163,7 @@ def _efficiency_sentence(efficiency: DataEfficiency, measure: str) -> str:
     return 'more than 100%' if math.isinf(share) else f'{share:.0%}'
 
   return (
-    f'{efficiency.faster} reaches the final mean best {measure} of'
+    f'{efficiency.faster} reaches the final mean {measure} of'
     f' {efficiency.other}, {efficiency.target:.3f}, after {text(efficiency.share)} of'
     f' the budget (95% interval {text(efficiency.low)} to {text(efficiency.high)}).'
   )

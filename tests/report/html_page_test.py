@@ -37,9 +37,9 @@ def test_the_page_names_what_was_selected_for(run_directory, tmp_path):
     name = html_page.collect(path)['fitness_name']
     assert name == 'balanced validation accuracy'
   results.write_plan(tmp_path, [('lamarckian', 1), ('lamarckian', 2)])
-  assert html_page.collect(tmp_path)['fitness_name'] == name
+  assert html_page.collect(tmp_path)['selected_name'] == f'best {name}'
   results.write(results.collect(tmp_path), tmp_path / 'results.json')
-  assert results.load(tmp_path / 'results.json').fitness_name == name
+  assert results.load(tmp_path / 'results.json').selected_name == f'best {name}'
 
 
 def test_a_search_in_progress_has_a_report(tmp_path):

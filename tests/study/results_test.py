@@ -4,7 +4,7 @@ import json
 import pytest
 
 from lamarck_jax.errors import UserError
-from lamarck_jax.study import results
+from lamarck_jax.study import analysis, results, tables
 from tests import damages
 
 
@@ -48,6 +48,19 @@ def test_the_best_so_far_is_that_of_the_last_evaluation_within_the_budget(study)
   ]
   assert run.best_num_blocks_at(11) == 2
   assert str(run.best_fitness_at(3)) == 'nan'
+
+
+def test_with_parsimony_the_selected_network_need_not_be_the_best(study, tmp_path):
+  assert study.selected_name == 'best validation accuracy'
+  first, second = study.settings
+  small = dataclasses.replace(second, parsimony=2.0)
+  study = dataclasses.replace(study, settings=(first, small))
+  name = 'validation accuracy of the selected network'
+  assert study.selected_name == name
+  assert {c.measure for c in analysis.compare(study)} == {'test accuracy', name}
+  assert f'lamarckian reaches the final mean {name} of' in tables.report(study)
+  results.write(study, tmp_path / 'results.json')
+  assert results.load(tmp_path) == study
 
 
 def test_a_checkpoint_has_no_accuracy_of_a_run_that_skipped_it(study, make_run):

@@ -21,7 +21,7 @@ function showStudy(data, root) {
     section('Tests', el('pre', {tabindex: '0', 'aria-label': 'tests'}, data.report)),
     section('Figures', el('div', {class: 'figures'}, ...data.figures.map(([name, source]) =>
       el('img', {src: source, alt: `figure: ${name.replaceAll('_', ' ')}`})))),
-    section('Runs', grid(['setting', 'seed', `best ${data.fitness_name}`, 'report'], data.runs.map((run) => [
+    section('Runs', grid(['setting', 'seed', data.selected_name, 'report'], data.runs.map((run) => [
       run.setting, `${run.seed}`, run.best === null ? run.why : percent(run.best),
       run.link ? el('a', {href: run.link}, 'report') : '–',
     ]))),
@@ -33,5 +33,5 @@ function showStudy(data, root) {
       mode: 'lines', line: {color, dash, width: 1.5, shape: 'hv'}, opacity: 0.7,
       hovertemplate: `${plain(setting.name)}, seed ${run.seed}<br>%{x} epochs: %{y:.1%}<extra></extra>`,
     }));
-  }), layout({xaxis: {title: {text: 'training epochs used'}}, yaxis: {title: {text: `best ${data.fitness_name}`}, tickformat: '.0%'}})]);
+  }), layout({xaxis: {title: {text: 'training epochs used'}}, yaxis: {title: {text: data.selected_name}, tickformat: '.0%'}})]);
 }
