@@ -7,7 +7,7 @@ from absl import logging
 import jax
 from ml_collections import config_dict
 
-from lamarck_jax import metrics
+from lamarck_jax import metrics, training
 from lamarck_jax.errors import DamagedError
 from lamarck_jax.evolution import Individual
 from lamarck_jax.inheritance import shrink_and_perturb
@@ -85,6 +85,13 @@ def complete(
         directory.write_completing(individual.evaluation, content)
         last_save = time.monotonic()
         save_seconds = last_save - now
+    if (name := training.not_finite(state.variables)) is not None:
+      logging.warning(
+        'completion of evaluation %d: %s is not finite, so its accuracies are a guess;'
+        ' want lower completion.learning_rates',
+        individual.evaluation,
+        name,
+      )
     outcome = _outcome(individual, state.variables, trainer)
     outcome['seconds'] = round(time.monotonic() - start, 3)
     directory.write_completed(individual.evaluation, outcome, state.variables)

@@ -292,10 +292,7 @@ _NEEDS: dict[str, _Need] = {
   ),
   **dict.fromkeys(
     ('completion.epochs', 'completion.learning_rates', 'completion.shrink'),
-    (
-      'completion.enabled and checkpoint_epochs',
-      lambda config: config.completion.enabled and bool(config.checkpoint_epochs),
-    ),
+    ('completion.enabled', lambda config: config.completion.enabled),
   ),
 }
 

@@ -93,6 +93,8 @@ class PopulationState:
     num_evaluations: Number of evaluations so far.
     epochs_used: Training epochs so far; a failed evaluation uses e as well.
     preference: Which of two networks is selected, see `parsimony`.
+    parent_preference: The same at the beginning of the generation, by which parents are
+      drawn: what is told of some children must not change the others.
     correct: The validation examples that each individual classifies correctly, by
       evaluation, as `tell` was given them; empty unless mates are complementary.
     parent: None, since each child has parents of its own.
@@ -117,6 +119,7 @@ class PopulationState:
   num_evaluations: int = 0
   epochs_used: int = 0
   preference: Preference = FITTER
+  parent_preference: Preference = FITTER
   correct: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
   parent: ClassVar[None] = None
@@ -241,7 +244,7 @@ def _winner(
 ) -> Individual:
   """Returns the fittest of some random individuals, the earliest among equals."""
   drawn = np.sort(rng.integers(len(individuals), size=state.tournament))
-  return max((individuals[i] for i in drawn), key=state.preference.key)
+  return max((individuals[i] for i in drawn), key=state.parent_preference.key)
 
 
 def _mate(
@@ -302,6 +305,7 @@ def tell(
   return dataclasses.replace(
     state,
     parents=survivors if ended else state.parents,
+    parent_preference=state.preference if ended else state.parent_preference,
     survivors=survivors,
     generation=state.generation + ended,
     told=0 if ended else told,

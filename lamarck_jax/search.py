@@ -237,7 +237,7 @@ def _event(
     'accepted': asked.accepts(genotype, outcome.fitness),
     'niche': before.niche.origin.evaluation if before.niche else None,
     'epochs_used': told.evolution.epochs_used,
-    'flops': _examples(config, trainer) * operations,
+    'flops': outcome.epochs * trainer.examples_per_epoch * operations,
     'seconds': outcome.seconds,
     'best_fitness': best.fitness if best else 0.0,
   }

@@ -182,6 +182,14 @@ def count_predictions(
 # ------------------------------------------------------------------------------
 
 
+def not_finite(variables: Variables) -> str | None:
+  """Returns the name of a leaf with a value that is not finite, if there is one."""
+  for path, leaf in jax.tree.leaves_with_path(variables):
+    if not np.isfinite(np.asarray(leaf, np.float32)).all():
+      return jax.tree_util.keystr(path, simple=True, separator='/')
+  return None
+
+
 class Trainer:
   """Trains and evaluates networks on one data set.
 

@@ -15,7 +15,7 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
-from lamarck_jax import activations, flops, initialisation, metrics, model
+from lamarck_jax import activations, flops, initialisation, metrics, model, training
 from lamarck_jax.data.augmentation import Augmentation
 from lamarck_jax.data.datasets import Dataset
 from lamarck_jax.errors import UserError
@@ -66,6 +66,7 @@ class Outcome:
     correct: The validation examples that it classifies correctly, see
       `activations.correct`, if the search needs them.
     failure: Why it could not be evaluated, or None.
+    epochs: Number of epochs that it was trained.
     seconds: Duration of each phase, and their `total`.
   """
 
@@ -78,6 +79,7 @@ class Outcome:
   )
   correct: str | None = None
   failure: str | None = None
+  epochs: int = 0
   seconds: dict[str, float] = dataclasses.field(default_factory=lambda: {'total': 0.0})
 
 
@@ -164,6 +166,7 @@ def evaluate(
 
   def check_epoch(epoch: int, loss: float) -> None:
     on_epoch()
+    outcome.epochs = epoch + 1
     _check_epoch(config, epoch, loss, watch.elapsed)
 
   try:
@@ -261,7 +264,5 @@ def _check_epoch(
 
 def _check_finite(variables: Variables) -> None:
   """Raises _CandidateError if the last step diverged: no loss is taken after it."""
-  for path, leaf in jax.tree.leaves_with_path(variables):
-    if not np.isfinite(np.asarray(leaf, np.float32)).all():
-      name = jax.tree_util.keystr(path, simple=True, separator='/')
-      raise _CandidateError(f'{name} is not finite after training')
+  if (name := training.not_finite(variables)) is not None:
+    raise _CandidateError(f'{name} is not finite after training')

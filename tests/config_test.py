@@ -300,7 +300,12 @@ _RANDOM_SEARCH = {'algorithm': 'random_search', 'inheritance': 'none'}
     ('search_space.max_downsampling', 1, {}, {'search_space.strides': (1,)}),
     ('completion.shrink', 0.5, {}, {'completion.enabled': False}),
     ('completion.epochs', (1, 2, 3), {}, {'completion.enabled': False}),
-    ('completion.learning_rates', (1.0, 0.1, 0.01), {}, {'checkpoint_epochs': ()}),
+    (
+      'completion.epochs',
+      (1, 2, 3),
+      {'checkpoint_epochs': ()},
+      {'completion.enabled': False},
+    ),
   ],
 )
 def test_a_value_that_is_typed_has_an_effect_or_is_refused(

@@ -49,7 +49,7 @@ def test_a_candidate_above_a_limit_is_recorded_and_is_no_parent(
   assert 0 < len(failed) < len(events) == 8
   for event in failed:
     assert f'is above {limit}, {value}' in event['failure']
-    assert event['fitness'] == 0
+    assert event['fitness'] == event['flops'] == 0
     assert not event['accepted']
   numbers = {event['evaluation'] for event in failed}
   assert numbers.isdisjoint(event['parent'] for event in events)
@@ -67,6 +67,7 @@ def test_a_candidate_that_takes_too_long_is_recorded(tiny_config, tmp_path):
   events = read_events(tmp_path)
   assert len(events) == 8
   assert all('max_seconds_per_evaluation' in event['failure'] for event in events)
+  assert all(event['flops'] > 0 for event in events)  # One epoch was trained.
 
 
 def test_a_loss_that_is_not_finite_is_recorded(tiny_config, tmp_path):
@@ -98,6 +99,15 @@ def test_weights_that_a_last_step_made_infinite_are_recorded_and_not_inherited(
   assert [bool(event['failure']) for event in events] == [n == 1 for n in range(8)]
   assert 'is not finite after training' in events[1]['failure']
   assert all(event['parent'] != 1 for event in events)
+
+
+def test_a_completion_that_diverges_is_warned_of(tiny_config, tmp_path, caplog):
+  tiny_config.budget_epochs = 1
+  tiny_config.checkpoint_epochs = ()
+  tiny_config.completion.learning_rates = (1e38,) * len(tiny_config.completion.epochs)
+  search.run(tiny_config, tmp_path)
+  assert 'completion of evaluation 0: ' in caplog.text
+  assert 'is not finite, so its accuracies are a guess' in caplog.text
 
 
 def test_a_fit_that_is_impossible_is_recorded(tiny_config, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from lamarck_jax import (
   trial,
 )
 from lamarck_jax.genotype import Genotype, SearchSpace
+from lamarck_jax.parsimony import Preference
 from lamarck_jax.population import Offspring, PopulationState
 from lamarck_jax.search_state import initial_state
 from tests.conftest import make_tiny_config, read_events, run_until, start_search
@@ -151,9 +152,11 @@ def test_complementary_mates_are_drawn_by_what_they_know_and_the_first_does_not(
 # ------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope='module')
-def long_run():
-  return _run(2, _init(size=6, children=5, crossover_rate=0.8), 90)
+@pytest.fixture(scope='module', params=[0.0, 1.0, 2.0])
+def long_run(request):
+  state = _init(size=6, children=5, crossover_rate=0.8)
+  preference = Preference(request.param, examples=300.0)
+  return _run(2, dataclasses.replace(state, preference=preference), 90)
 
 
 def test_the_children_of_a_generation_do_not_depend_on_one_anothers_fitness(long_run):

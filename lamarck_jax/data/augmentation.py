@@ -26,6 +26,11 @@ class Augmentation:
     """The number of variants of an image."""
     return (1 + self.flip) * (2 * self.shift + 1) ** 2
 
+  @property
+  def identity(self) -> int:
+    """The variant that is the image as it is."""
+    return (1 + self.flip) * self.shift * (2 * self.shift + 2)
+
   def __bool__(self) -> bool:
     """Returns whether anything is done to the images."""
     return self.num_variants > 1

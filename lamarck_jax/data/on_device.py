@@ -152,9 +152,9 @@ class DeviceData:
     # One shape for all splits, so that all share the first block's programs.
     steps = max(map(self.num_steps, splits))
     self._order_shape = steps, batch_size
-    # What evaluation leaves unused: every pass has the leaves that were compiled for.
-    unused = np.zeros(self._order_shape, np.int32)
-    self._unused_variants = self.put(unused) if augmentation else None
+    # Evaluation does not use it, but every pass has the leaves that were compiled for.
+    identity = np.full(self._order_shape, augmentation.identity, np.int32)
+    self._unchanged = self.put(identity) if augmentation else None
     self._class_weights = None
     if class_weights == 'balanced':
       self._class_weights = self.put(_balanced_weights(dataset))
@@ -190,10 +190,13 @@ class DeviceData:
     return self.put(Order(examples, self._augmentation.draw(key, self._order_shape)))
 
   def in_order(self, split: str) -> Order:
-    """Returns the order of a pass over a split, repeated as far as it is padded."""
+    """Returns the order of a pass over a split, repeated as far as it is padded.
+
+    Its images are not augmented, whatever takes them.
+    """
     examples = np.asarray(self.examples[split], np.int32)
     examples = np.resize(examples, self._order_shape)
-    return Order(self.put(examples), self._unused_variants)
+    return Order(self.put(examples), self._unchanged)
 
   def images(self, order: Order, step: Any) -> Images:
     """Returns the input of the first block."""
@@ -206,7 +209,7 @@ class DeviceData:
   def shapes(self) -> tuple[Images, Targets]:
     """Returns shapes, dtypes and shardings of `images` and `targets`."""
     examples: Any = jax.ShapeDtypeStruct(self._order_shape, jnp.int32)
-    order = Order(examples, self._unused_variants)
+    order = Order(examples, self._unchanged)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     replicated = sharding.replicated(self.mesh)
     return jax.tree.map(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lamarck_jax import model, training
+from lamarck_jax import activations, model, training
 from lamarck_jax.data import datasets, on_device
 from lamarck_jax.data.augmentation import NO_AUGMENTATION, Augmentation
 from lamarck_jax.errors import UserError
@@ -70,6 +70,7 @@ def test_the_variants_of_an_image_are_its_flips_and_shifts(augmentation, shape, 
   assert batch.dtype == dtype
   # Some are equal where a shift makes rows of the image symmetric.
   assert sorted(map(bytes, np.asarray(batch))) == sorted(map(bytes, expected))
+  np.testing.assert_array_equal(batch[augmentation.identity], images[1])
 
 
 def test_every_flip_and_every_shift_is_equally_likely():
@@ -166,6 +167,20 @@ def test_evaluation_sees_the_images_as_they_are(tiny_dataset):
   np.testing.assert_array_equal(*counts)
 
 
+def test_the_statistics_of_a_crossover_are_of_the_images_as_they_are(tiny_dataset):
+  variables = model.init_variables(KEY, NETWORK, 1, 3)
+  found = [
+    activations.batch_statistics(
+      training.Trainer(tiny_dataset, batch_size=24, augmentation=setting),
+      NETWORK,
+      variables,
+      [0, 1],
+    )
+    for setting in (Augmentation(flip=True, shift=3), NO_AUGMENTATION)
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *found)
+
+
 def test_augmented_batches_have_the_computations_dtype(tiny_dataset):
   data = on_device.DeviceData(tiny_dataset, 24, Augmentation(shift=1))
   x, _, _ = next(batches(data, KEY, jnp.bfloat16))
@@ -192,7 +207,7 @@ def test_devices_that_share_a_batch_draw_what_one_draws(shared_compilation_cache
   program = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
-from lamarck_jax import model, training
+from lamarck_jax import activations, model, training
 from lamarck_jax.data import datasets, on_device
 from lamarck_jax.data.augmentation import Augmentation
 from lamarck_jax.genotype import Genotype
