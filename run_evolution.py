@@ -139,6 +139,8 @@ def main(argv: list[str]) -> None:
   """Runs the search that the flags describe, and prints its result."""
   if len(argv) > 1:
     raise UserError(f'arguments: got {argv[1]!r}, want flags alone')
+  if _WORKDIR.value == '':
+    raise UserError('workdir: got an empty path, want a directory')
   config, workdir = _CONFIG.value, _WORKDIR.value or _default_workdir()
   config_lib.validate(config)
   typed = config_flags.get_override_values(flags.FLAGS['config'])

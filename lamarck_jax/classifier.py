@@ -243,11 +243,16 @@ def _config(
   """Returns a configuration for arrays, with the values of some fields.
 
   Raises:
-    UserError: If there is no such field, or a value is impossible.
+    UserError: If there is no such field, or a value is impossible or has no effect.
   """
   if not isinstance(config, config_dict.ConfigDict | None):
     raise UserError(f'config: got {type(config).__name__}, want a ConfigDict')
   values = _by_dotted_name(fields)
+  typed = {name: _plain(value) for name, value in values.items()}
+  if typed.get('dataset.name', arrays.NAME) != arrays.NAME:
+    raise UserError(
+      f'dataset.name: got {typed["dataset.name"]!r}, want none: the data are the arrays'
+    )
   setting = values.get('setting', 'lamarckian')
   if not isinstance(setting, str):
     raise UserError(f'setting: got {setting!r:.60}, want the name of one')
@@ -264,6 +269,7 @@ def _config(
     for name, value in {**values, 'dataset.name': arrays.NAME}.items():
       config.update_from_flattened_dict({name: _plain(value)})
   config_lib.validate(config)
+  config_lib.check_typed([config], typed)
   return config
 
 

@@ -270,9 +270,12 @@ _NEEDS: dict[str, _Need] = {
     [field for field in FIELDS if field.startswith('population.')],
     _algorithm('population'),
   ),
-  'population.crossover_rate': (
-    "algorithm 'population' with a population.size above 1",
-    lambda config: config.algorithm == 'population' and config.population.size > 1,
+  **dict.fromkeys(
+    ('population.crossover_rate', 'population.tournament'),
+    (
+      "algorithm 'population' with a population.size above 1",
+      lambda config: config.algorithm == 'population' and config.population.size > 1,
+    ),
   ),
   'population.mate': ("algorithm 'population' with crossovers", _crosses),
   'population.crossover_inheritance': (
@@ -313,10 +316,28 @@ def check_typed(
   """
   for field, value in values.items():
     wanted, has_effect = _NEEDS.get(field, ('', lambda config: True))
-    if value != FIELDS[field][0] and not any(map(has_effect, configs)):
+    # A default changes nothing, but for this one, where files have their own.
+    is_default = value == FIELDS[field][0] and field != 'checkpoint_epochs'
+    if not is_default and not any(map(has_effect, configs)):
       raise UserError(
         f'config.{field}: got {value!r}, which has no effect here, want {wanted}'
       )
+    if field == 'setting' and not any(map(_is_as_named, configs)):
+      raise UserError(
+        f'config.setting: got {value!r}, which only labels another search here, want'
+        f' another label, or --config=FILE:{value}'
+      )
+
+
+def _is_as_named(config: config_dict.ConfigDict) -> bool:
+  """Whether a configuration is that of the setting whose name it has, if of any."""
+  fields = SETTINGS.get(config.setting, {})
+  return all(
+    config[name] == value
+    for name, value in fields.items()
+    # Baseline II has another e on some data sets.
+    if name != 'epochs_per_evaluation'
+  )
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -193,6 +193,8 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) != 2 or not flags.FLAGS.out:
     raise UserError('arguments: want WORKDIR --out=DIR')
   values = flags.FLAGS
+  if values['onnx_opset'].present and not values.onnx:
+    raise UserError('onnx_opset: got a value, which has no effect here, want --onnx')
   network = export(
     argv[1],
     values.out,

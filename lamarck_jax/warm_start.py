@@ -81,8 +81,8 @@ def load(
 ) -> Source | None:
   """Returns the first network of a search; None: it is drawn at random.
 
-  A run that has begun has a copy, so its source may be gone by then. Warns if the
-  network may have been trained on what is a validation or test image now.
+  A run that has begun has a copy, so its source may be gone by then. Warns if weights
+  that are inherited may have been trained on what is a validation or test image now.
 
   Args:
     config: The search's.
@@ -100,7 +100,8 @@ def load(
   if genotype:
     return Source(genotype)
   space = search_state.initial_state(config).evolution.space
-  return _of_path(text, pathlib.Path(workdir), space, dataset)
+  inherits = config.inheritance != 'none'
+  return _of_path(text, pathlib.Path(workdir), space, dataset if inherits else None)
 
 
 def record(source: Source | None, directory: records.RunDirectory) -> None:

@@ -194,8 +194,21 @@ _CASES += [
     ]
   ),
   ('lamarck_jax.report', ['DIR/stored', '--port=80'], '--serve'),
+  ('lamarck_jax.report', ['DIR/stored', '--serve', '--port=99999'], 'port'),
+  ('lamarck_jax.report', ['DIR/stored', '--serve', '--host='], 'host: got nothing'),
+  ('lamarck_jax.export', ['DIR/stored', '--out=DIR/out', '--onnx_opset=18'], '--onnx'),
+  (_SEARCH, ['--workdir='], 'workdir: got an empty path'),
+  (_SEARCH, ['--config.setting=baseline_1'], '--config=FILE:baseline_1'),
+  (
+    _SEARCH,
+    ['--config.checkpoint_epochs=(128,512)', '--config.budget_epochs=64'],
+    'at most budget_epochs',
+  ),
   (_STUDY, ['--config=configs/digits.py', '--workdir='], 'workdir'),
   (_STUDY, ['--workdir=DIR/study'], 'config'),
+  (_STUDY, ['--config=configs/digits.py:net2net', '--workdir=DIR/s'], 'a file alone'),
+  (_STUDY, ['--config=configs/digits.py', '--workdir=DIR/other_files'], 'thesis.tex'),
+  (_STUDY, ['--config=configs/digits.py', '--workdir=DIR/stored'], 'no study.json'),
   (_STUDY, ['--config=configs/digits.py', '--workdir=DIR/file'], 'DIR/file'),
   *(
     (_STUDY, ['--config=configs/digits.py', '--workdir=DIR/study', flag], named)
@@ -206,6 +219,10 @@ _CASES += [
       ('--settings=lamarckian,baseline_9', 'baseline_9'),
       ('--settings=', 'settings'),
       ('--cpus_per_run=0', 'cpus_per_run'),
+      ('--slurm_parameters=partition=gpu', '--engine=slurm'),
+      ('--slurm_cluster=local', '--engine=slurm'),
+      ('--settings=lamarckian,x=lamarckian+population.size=7', 'population.size'),
+      ('--config.inheritance=none', 'lamarckian and baseline_1, which are the same'),
       ('--config.batch_size=0', 'config.batch_size'),
     ]
   ),

@@ -84,6 +84,21 @@ def test_one_image_alone_is_not_taken_for_gray_images_of_a_column(tmp_path):
   assert 'validation accuracy of the selected network: ' in repr(found)
 
 
+@pytest.mark.parametrize(
+  ('fields', 'named'),
+  [
+    ({'population': {'size': 4}}, 'config.population.size'),
+    ({'inheritance_noise': 0.5}, 'config.inheritance_noise'),
+    ({'checkpoint_epochs': (100,)}, 'config.checkpoint_epochs'),
+    ({'dataset': {'name': 'digits'}}, 'dataset.name'),
+  ],
+)
+def test_a_value_without_an_effect_is_refused(tmp_path, fields, named):
+  with pytest.raises(UserError, match=f'^{named}: got '):
+    _fit(tmp_path / 'run', **fields)
+  assert not (tmp_path / 'run').exists()
+
+
 def test_a_range_is_a_value_of_a_field(tmp_path):
   space = {'filters': range(4, 9, 4), 'kernel_sizes': [3], 'strides': (1,)}
   found = _fit(tmp_path / 'run', search_space=space)

@@ -99,6 +99,7 @@ def test_help_answers_quickly(command):
   result = run(command, '--help')
   assert time.monotonic() - start < 3
   assert '--config' in result.stdout
+  assert '--workdir' in result.stdout
 
 
 @pytest.mark.parametrize(

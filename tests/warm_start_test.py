@@ -197,11 +197,11 @@ def images():
   }
 
 
-def run_on(arrays, path, init_from=None, **fields):
+def run_on(arrays, path, init_from=None, inheritance='lamarckian', **fields):
   """Runs a search on images of the user's own; returns the run directory."""
   name = path.parent / f'images_{len(arrays)}_{arrays["y_train"].max()}.npz'
   np.savez(name, **arrays)
-  config = make_config(init_from)
+  config = make_config(init_from, inheritance=inheritance)
   with config.unlocked(), config.ignore_type():
     config.dataset.update({'name': f'npz:{name}', 'num_train': None})
     config.dataset.update({'num_validation': 30, **fields})
@@ -229,6 +229,13 @@ def test_a_network_that_may_have_seen_validation_or_test_images_is_warned_of(
   untested = {name: images[name] for name in ('x_train', 'y_train')}
   run_on(untested, tmp_path / 'untested', path)
   assert 'with other validation and test images than this search' in caplog.text
+
+
+def test_without_inheritance_no_weight_has_seen_an_image(images, tmp_path, caplog):
+  path = run_on(images, tmp_path / 'source')
+  caplog.clear()
+  run_on(images, tmp_path / 'more', path, num_validation=60, inheritance='none')
+  assert 'accuracy is too high' not in caplog.text
 
 
 def test_other_sizes_of_the_same_images_are_told_by_their_labels(

@@ -16,7 +16,13 @@ from lamarck_jax.runtime import command_line
 def _define_flags() -> None:
   flags.DEFINE_bool('serve', False, 'Serve the report, and refresh it as it grows.')
   flags.DEFINE_string('host', '127.0.0.1', 'Address to serve on.')
-  flags.DEFINE_integer('port', 8265, 'Port to serve on; 0 takes a free one.')
+  flags.DEFINE_integer(
+    'port',
+    8265,
+    'Port to serve on; 0 takes a free one.',
+    lower_bound=0,
+    upper_bound=2**16 - 1,
+  )
 
 
 def main(argv: list[str]) -> None:
@@ -28,6 +34,8 @@ def main(argv: list[str]) -> None:
   for name in ('host', 'port'):
     if flags.FLAGS[name].present and not flags.FLAGS.serve:
       raise UserError(f'{name}: got a value without an effect, want --serve')
+  if not flags.FLAGS.host:
+    raise UserError('host: got nothing, want an address; 0.0.0.0 is all of them')
   if flags.FLAGS.serve:
     server.serve(argv[1], flags.FLAGS.host, flags.FLAGS.port)
   else:

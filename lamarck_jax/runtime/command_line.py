@@ -22,6 +22,9 @@ from lamarck_jax import config as config_lib
 from lamarck_jax.errors import StorageError, UserError
 from lamarck_jax.runtime import paths, standard_streams
 
+# So that --help lists a flag that is defined here with those of the program.
+flags.disclaim_key_flags()
+
 XLA_CACHE_DIR_HELP = (
   'Directory of compiled programs, shared by all searches; empty for none;'
   ' ~/.cache/lamarck_jax/xla by default.'

@@ -14,6 +14,7 @@ the figures and DIR/report.html.
 
 from collections.abc import Mapping
 import pathlib
+import re
 import sys
 
 from absl import flags
@@ -21,10 +22,19 @@ from ml_collections import config_flags
 
 from lamarck_jax import config as config_lib
 from lamarck_jax.errors import UserError
+from lamarck_jax.run_directory import durable
 from lamarck_jax.runtime import command_line, process, signals
 from lamarck_jax.study import results, runner
 from lamarck_jax.study.executors import Executor, LocalExecutor, RayExecutor, Task
 from lamarck_jax.study.slurm import SlurmExecutor
+
+_ENGINES_OF_FLAGS = {
+  'ray_address': ('ray',),
+  'cpus_per_run': ('ray', 'slurm'),
+  'gpus_per_run': ('ray', 'slurm'),
+  'slurm_parameters': ('slurm',),
+  'slurm_cluster': ('slurm',),
+}
 
 
 def _define_flags() -> None:
@@ -135,7 +145,21 @@ def _run(tasks: list[Task], values: flags.FlagValues) -> dict[Task, str]:
     executor.close()
 
 
-def _write_outputs(root: pathlib.Path) -> None:
+def _check_folder(root: pathlib.Path) -> None:
+  """Raises UserError if a folder has files of others, which outputs might replace."""
+  if (root / 'study.json').exists() or not root.is_dir():
+    return
+  names = [path.name for path in root.iterdir() if not path.is_dir()]
+  # A crash while study.json was written leaves its temporary file.
+  others = [name for name in names if durable.temporary_of(name) != 'study.json']
+  if others:
+    raise UserError(
+      f'workdir: got {root} with {sorted(others)[0]} but no study.json, want the'
+      ' directory of a study, or an empty or new one'
+    )
+
+
+def _write_outputs(root: pathlib.Path) -> results.Study:
   """Writes results, tables, figures and the report, and prints the tables."""
   # Matplotlib and SciPy, which --help and bad flags need not wait for.
   from lamarck_jax.report import html_page
@@ -148,6 +172,7 @@ def _write_outputs(root: pathlib.Path) -> None:
   html_page.write_if_possible(root)
   print(tables.report(study))
   print(f'everything is in {root}')
+  return study
 
 
 def _exit_if_failed(failures: Mapping[Task, str]) -> None:
@@ -162,22 +187,29 @@ def main(argv: list[str]) -> None:
   values = flags.FLAGS
   if len(argv) > 1:
     raise UserError(f'arguments: got {argv[1]!r}, want flags alone')
-  for name in ('ray_address', 'cpus_per_run', 'gpus_per_run'):
-    if values.engine == 'local' and values[name].present:
+  for name, engines in _ENGINES_OF_FLAGS.items():
+    if values[name].present and values.engine not in engines:
       raise UserError(
-        f'{name}: got a value, which has no effect here, want --engine=ray'
+        f'{name}: got a value, which has no effect here, want'
+        f' --engine={" or ".join(engines)}'
       )
   if not values.workdir:
     raise UserError('workdir: got none, want the directory of the study')
+  config_file = config_flags.get_config_filename(values['config'])
+  if re.search(r'\.py:\w+$', config_file):
+    raise UserError(
+      f'config: got {config_file}, want a file alone: --settings names the settings'
+    )
+  root = pathlib.Path(values.workdir)
+  _check_folder(root)
   tasks = runner.make_tasks(
-    config_flags.get_config_filename(values['config']),
+    config_file,
     config_flags.get_override_values(values['config']),
     values.settings,
     values.num_seeds,
     values.workdir,
     values.xla_cache_dir,
   )
-  root = pathlib.Path(values.workdir)
   runs = [(task.setting, task.seed) for task in tasks]
   try:
     (root / 'logs').mkdir(parents=True, exist_ok=True)
@@ -188,8 +220,13 @@ def main(argv: list[str]) -> None:
   results.write_plan(root, runs)
   failures = _run(tasks, values)
   results.write_plan(root, runs, {task.name: why for task, why in failures.items()})
-  _write_outputs(root)
-  _exit_if_failed(failures)
+  study = _write_outputs(root)
+  missing = {
+    f'{setting.name}/seed{seed}': why
+    for setting in study.settings
+    for seed, why in setting.missing.items()
+  }
+  _exit_if_failed({task: missing[task.name] for task in tasks if task.name in missing})
 
 
 def cli() -> None:

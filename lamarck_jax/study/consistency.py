@@ -77,12 +77,14 @@ class Consistency:
     first = self._settings.setdefault(setting, run)
     if fields := first.differences(run.config):
       raise UserError(
-        f'{_name(run)} differs from {_name(first)} in {", ".join(fields)}'
+        f'{_name(run)} differs from {_name(first)} in {", ".join(fields)}, want runs'
+        ' that differ in the seed alone: remove the directory of one'
       )
     for known in (first, self._data.setdefault(_data_key(run), run)):
       if run.data and known.data and (found := known.data.differences(run.data)):
         raise UserError(
-          f'{_name(run)} has other data than {_name(known)}: {", ".join(found)}'
+          f'{_name(run)} has other data than {_name(known)}, {", ".join(found)}, want'
+          ' the same: remove the directory of the one with wrong data'
         )
 
 
@@ -103,7 +105,7 @@ def check_extension(
       raise UserError(
         f'workdir: got {run.path.parents[1]}, where {_name(run)} has another'
         f' {", ".join(fields)}; want the flags that it was begun with, another'
-        f' --workdir, or a variant, such as NAME={setting}+{fields[0]}=VALUE'
+        f' --workdir, or a variant with another name, NAME=SETTING+{fields[0]}=VALUE'
       )
 
 

@@ -5,7 +5,7 @@ result is None, or the reason why the run failed; an exception means that the pr
 died, and that the run can be resumed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ import os
 import pathlib
 import sys
 import traceback
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from ml_collections import config_dict
 
@@ -121,7 +121,7 @@ def perform(task: Task) -> str | None:
       from lamarck_jax.runtime import process
 
       process.configure(task.config, task.xla_cache_dir)
-      search.run(task.config, task.workdir)
+      search.run(task.config, task.workdir, _check_once(task))
       html_page.write_if_possible(task.workdir)
     except (StorageError, UserError) as error:
       print(f'error: {error}', file=log)
@@ -130,6 +130,24 @@ def perform(task: Task) -> str | None:
       traceback.print_exc()
       return ' '.join(f'{type(error).__name__}: {error}'.split())
   return None
+
+
+def _check_once(task: Task) -> Callable[[Mapping[str, Any]], None]:
+  """Returns what checks a run once, when it has recorded its data and an evaluation.
+
+  It raises UserError if the data are not those of the study's runs before it.
+  """
+  from lamarck_jax.study import results
+
+  checked: list[bool] = []
+
+  def check(event: Mapping[str, Any]) -> None:
+    del event
+    if not checked:
+      checked.append(True)
+      results.check_run(task.workdir.parents[1], task.setting, task.seed)
+
+  return check
 
 
 def _open_log(path: pathlib.Path) -> TextIO:

@@ -183,6 +183,24 @@ def planned_runs(root: pathlib.Path) -> list[tuple[str, int]]:
   return [(name, seed) for name, seed in plan['runs']]
 
 
+def check_run(root: pathlib.Path, setting: str, seed: int) -> None:
+  """Checks a run that has been started against those before it in the plan.
+
+  Raises:
+    UserError: If they cannot be compared, or the plan is damaged.
+  """
+  consistency = Consistency()
+  for name, number in planned_runs(root):
+    is_this = (name, number) == (setting, seed)
+    try:
+      consistency.check(name, StartedRun.read(root / name / f'seed{number}'))
+    except UserError:
+      if is_this:
+        raise
+    if is_this:
+      return
+
+
 def collect(root: pathlib.Path) -> Study:
   """Reads the run directories of a study.
 

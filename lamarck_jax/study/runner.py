@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -128,6 +129,7 @@ def make_tasks(
     if variant.name in configs:
       raise UserError(f'settings: got {variant.name!r} twice, want different names')
     configs[variant.name] = _configure(config_file, overrides, variant)
+  _check_different(configs)
   tasks: list[Task] = []
   for index in range(num_seeds):
     for setting, config in configs.items():
@@ -138,12 +140,12 @@ def make_tasks(
       log = root / 'logs' / f'{setting}-seed{config.seed}.log'
       tasks.append(Task(setting, config.seed, config, path, log, xla_cache_dir))
   config_lib.check_typed(list(configs.values()), overrides)
+  _check_extension(root, config_file, overrides, configs)
   for task in tasks:
     if not (task.workdir / 'config.json').exists():
       warm_start.check(task.config, task.workdir)
     if not _is_damaged(task.workdir):
       records.check(task.workdir, task.config.to_dict())
-  _check_extension(root, config_file, overrides, configs)
   return tasks
 
 
@@ -161,10 +163,27 @@ def _configure(
   config.update_from_flattened_dict({**overrides, **own_overrides})
   config.setting = variant.name
   config_lib.validate(config)
+  config_lib.check_typed([config], own_overrides)
   # A worker of another node has another current directory.
   config.dataset.update(dataset_record.with_absolute_paths(config.dataset))
   config.init_from = warm_start.with_absolute_path(config.init_from)
   return config
+
+
+def _check_different(configs: Mapping[str, config_dict.ConfigDict]) -> None:
+  """Checks that no two settings are the same search under two names.
+
+  Raises:
+    UserError: If two are.
+  """
+  known: dict[str, str] = {}
+  for name, config in configs.items():
+    content = json.dumps({**config.to_dict(), 'setting': ''}, sort_keys=True)
+    if (other := known.setdefault(content, name)) != name:
+      raise UserError(
+        f'settings: got {other} and {name}, which are the same search with these flags,'
+        ' want settings that differ'
+      )
 
 
 def _check_extension(

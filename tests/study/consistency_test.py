@@ -5,7 +5,8 @@ import pytest
 
 from lamarck_jax import search
 from lamarck_jax.errors import UserError
-from lamarck_jax.study import analysis, results, tables
+from lamarck_jax.study import analysis, executors, results, runner, tables
+from tests.conftest import read_events
 from tests.study.conftest import make_tasks
 
 
@@ -104,6 +105,35 @@ def test_runs_on_other_images_of_the_same_name_are_not_pooled(
   for setting, seed in zip(study.settings, (1, 0)):
     assert 'has other data than lamarckian/seed0' in setting.missing[seed]
   assert 'has other data than lamarckian/seed0' in tables.report(study)
+
+
+def test_a_run_on_other_images_ends_with_its_first_evaluation(
+  shared_compilation_cache, tmp_path
+):
+  rng = np.random.default_rng(0)
+  for num_seeds in (1, 2):
+    images = rng.integers(0, 256, (200, 8, 8), np.uint8)
+    np.savez(tmp_path / 'own.npz', x_train=images, y_train=np.arange(200) % 2)
+    tasks = make_tasks(
+      tmp_path / 'study',
+      shared_compilation_cache,
+      num_seeds=num_seeds,
+      **{'dataset.name': f'npz:{tmp_path / "own.npz"}'},
+    )
+    for task in tasks:
+      task.log.parent.mkdir(parents=True, exist_ok=True)
+    results.write_plan(tmp_path / 'study', [(t.setting, t.seed) for t in tasks])
+    executor = executors.LocalExecutor(1)
+    try:
+      failures = runner.run(tasks, executor)
+    finally:
+      executor.close()
+    assert len(failures) == num_seeds - 1
+  ((task, reason),) = failures.items()
+  assert task.seed == 1
+  assert 'lamarckian/seed1 has other data than lamarckian/seed0' in reason
+  assert 'remove the directory of the one with wrong data' in reason
+  assert len(read_events(task.workdir)) == 1
 
 
 def test_settings_with_another_data_set_or_budget_keep_their_own(
