@@ -300,6 +300,23 @@ _NEEDS: dict[str, _Need] = {
 }
 
 
+def has_effect(field: str, config: Mapping[str, Any]) -> bool:
+  """Returns whether a field has an effect in a configuration, as far as that is known.
+
+  Args:
+    field: Its dotted name.
+    config: A configuration as nested dictionaries, whose values may be impossible.
+  """
+  # Of checkpoints some may lie within the budget.
+  if field not in _NEEDS or field == 'checkpoint_epochs':
+    return True
+  _, needs = _NEEDS[field]
+  try:
+    return needs(config_dict.ConfigDict(dict(config)))
+  except (AttributeError, KeyError, TypeError, ValueError):
+    return True
+
+
 def check_typed(
   configs: Sequence[config_dict.ConfigDict], values: Mapping[str, Any]
 ) -> None:
@@ -315,17 +332,17 @@ def check_typed(
     UserError: If a value has no effect in any configuration.
   """
   for field, value in values.items():
-    wanted, has_effect = _NEEDS.get(field, ('', lambda config: True))
+    wanted, needs = _NEEDS.get(field, ('', lambda config: True))
     # A default changes nothing, but for this one, where files have their own.
     is_default = value == FIELDS[field][0] and field != 'checkpoint_epochs'
-    if not is_default and not any(map(has_effect, configs)):
+    if not is_default and not any(map(needs, configs)):
       raise UserError(
         f'config.{field}: got {value!r}, which has no effect here, want {wanted}'
       )
-    if field == 'setting' and not any(map(_is_as_named, configs)):
+    if field == 'setting' and not is_default and not any(map(_is_as_named, configs)):
       raise UserError(
         f'config.setting: got {value!r}, which only labels another search here, want'
-        f' another label, or --config=FILE:{value}'
+        f' another label, or the setting itself, as by --config=FILE:{value}'
       )
 
 

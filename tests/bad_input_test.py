@@ -198,7 +198,7 @@ _CASES += [
   ('lamarck_jax.report', ['DIR/stored', '--serve', '--host='], 'host: got nothing'),
   ('lamarck_jax.export', ['DIR/stored', '--out=DIR/out', '--onnx_opset=18'], '--onnx'),
   (_SEARCH, ['--workdir='], 'workdir: got an empty path'),
-  (_SEARCH, ['--config.setting=baseline_1'], '--config=FILE:baseline_1'),
+  (_SEARCH, ['--config.setting=baseline_1'], 'as by --config=FILE:baseline_1'),
   (
     _SEARCH,
     ['--config.checkpoint_epochs=(128,512)', '--config.budget_epochs=64'],
@@ -207,7 +207,7 @@ _CASES += [
   (_STUDY, ['--config=configs/digits.py', '--workdir='], 'workdir'),
   (_STUDY, ['--workdir=DIR/study'], 'config'),
   (_STUDY, ['--config=configs/digits.py:net2net', '--workdir=DIR/s'], 'a file alone'),
-  (_STUDY, ['--config=configs/digits.py', '--workdir=DIR/other_files'], 'thesis.tex'),
+  (_STUDY, ['--config=configs/digits.py', '--workdir=DIR/no_json'], 'no study.json'),
   (_STUDY, ['--config=configs/digits.py', '--workdir=DIR/stored'], 'no study.json'),
   (_STUDY, ['--config=configs/digits.py', '--workdir=DIR/file'], 'DIR/file'),
   *(
@@ -224,6 +224,7 @@ _CASES += [
       ('--settings=lamarckian,x=lamarckian+population.size=7', 'population.size'),
       ('--config.inheritance=none', 'lamarckian and baseline_1, which are the same'),
       ('--config.batch_size=0', 'config.batch_size'),
+      ('--config.setting=mine', 'config.setting'),
     ]
   ),
   ('lamarck_jax.study.tables', [], 'arguments'),

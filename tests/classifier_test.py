@@ -79,7 +79,9 @@ def test_one_image_alone_is_not_taken_for_gray_images_of_a_column(tmp_path):
   assert found.predict(images[:1]).shape == (1,)
   for channels in (1, 3):
     image = np.repeat(images[0][..., None], channels, axis=-1)
-    with pytest.raises(UserError, match=r'^images: got .* want \[num_examples, height'):
+    with pytest.raises(
+      UserError, match=r'^images: got .* want one image as image\[np.newaxis\]'
+    ):
       found.predict(image)
   assert 'validation accuracy of the selected network: ' in repr(found)
 

@@ -94,7 +94,8 @@ def pixels(where: str, images: Any) -> np.ndarray:
   wanted = [] if array.dtype.kind in 'iuf' else [_WANTED]
   # An image with its channels would pass for gray images of a column or three.
   is_image = array.ndim == 3 and array.shape[-1] in (1, 3)
-  wanted += [] if array.ndim in (3, 4) and not is_image else [_WANTED_SHAPE]
+  wanted += [] if array.ndim in (3, 4) else [_WANTED_SHAPE]
+  wanted += ['one image as image[np.newaxis]'] if is_image else []
   if wanted:
     found = Declared(array.shape, array.dtype)
     raise DatasetError(f'{where}: got {found}, want {", ".join(wanted)}')

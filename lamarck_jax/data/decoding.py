@@ -22,7 +22,7 @@ if TYPE_CHECKING:
   from PIL import Image
 
 # Increase it when the same file is decoded to other pixels: caches depend on it.
-VERSION = 2
+VERSION = 3
 
 # Formats that Pillow decodes itself and tells from other files by their signature; the
 # weakest, TGA's, comes last. Others need programs, such as EPS, or libraries.

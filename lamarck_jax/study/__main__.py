@@ -22,11 +22,16 @@ from ml_collections import config_flags
 
 from lamarck_jax import config as config_lib
 from lamarck_jax.errors import UserError
-from lamarck_jax.run_directory import durable
 from lamarck_jax.runtime import command_line, process, signals
 from lamarck_jax.study import results, runner
 from lamarck_jax.study.executors import Executor, LocalExecutor, RayExecutor, Task
 from lamarck_jax.study.slurm import SlurmExecutor
+
+# What a study writes, and what makes a folder a run's.
+_OUTPUTS = re.compile(
+  r'results\.json|report\.html|table\.(txt|csv|tex)|config\.json'
+  r'|(accuracy|num_blocks|architecture)\.(png|pdf)'
+)
 
 _ENGINES_OF_FLAGS = {
   'ray_address': ('ray',),
@@ -146,16 +151,17 @@ def _run(tasks: list[Task], values: flags.FlagValues) -> dict[Task, str]:
 
 
 def _check_folder(root: pathlib.Path) -> None:
-  """Raises UserError if a folder has files of others, which outputs might replace."""
-  if (root / 'study.json').exists() or not root.is_dir():
-    return
-  names = [path.name for path in root.iterdir() if not path.is_dir()]
-  # A crash while study.json was written leaves its temporary file.
-  others = [name for name in names if durable.temporary_of(name) != 'study.json']
-  if others:
+  """Raises UserError if a folder is a run's, or has files that would be replaced."""
+  try:
+    names = {path.name for path in root.iterdir()} if root.is_dir() else set()
+  except OSError:
+    return  # It cannot be written either, which is said then.
+  if 'study.json' not in names and (
+    others := sorted(filter(_OUTPUTS.fullmatch, names))
+  ):
     raise UserError(
-      f'workdir: got {root} with {sorted(others)[0]} but no study.json, want the'
-      ' directory of a study, or an empty or new one'
+      f'workdir: got {root} with {others[0]} but no study.json, want the directory of a'
+      ' study, or an empty or new one'
     )
 
 
@@ -226,7 +232,8 @@ def main(argv: list[str]) -> None:
     for setting in study.settings
     for seed, why in setting.missing.items()
   }
-  _exit_if_failed({task: missing[task.name] for task in tasks if task.name in missing})
+  failures |= {task: missing[task.name] for task in tasks if task.name in missing}
+  _exit_if_failed(failures)
 
 
 def cli() -> None:

@@ -47,7 +47,9 @@ class StartedRun:
     )
 
   def differences(self, config: Mapping[str, Any]) -> list[str]:
-    """Returns the fields but for the seed in which a configuration differs from its.
+    """Returns the fields in which a configuration differs from its.
+
+    Left out are the seed and what has no effect in either.
 
     Args:
       config: Nested dictionaries of a run of the same setting.
@@ -55,8 +57,18 @@ class StartedRun:
     config = json.loads(json.dumps(config))  # With lists for tuples.
     found = config_lib.differing_fields(config, self.config)
     names = config['dataset']['name'], self.config['dataset']['name']
-    same = dataset_record.may_be_same(self.path, *names)
-    return [f for f in found if f != 'seed' and not (f == 'dataset.name' and same)]
+    ignored = {'seed'}
+    if dataset_record.may_be_same(self.path, *names):
+      ignored.add('dataset.name')
+    return [
+      field
+      for field in found
+      if field not in ignored
+      and (
+        config_lib.has_effect(field, config)
+        or config_lib.has_effect(field, self.config)
+      )
+    ]
 
 
 class Consistency:
@@ -74,18 +86,25 @@ class Consistency:
       UserError: If it differs from the first run of its setting in more than the seed,
         or has other data than the first run on a data set of that name.
     """
-    first = self._settings.setdefault(setting, run)
-    if fields := first.differences(run.config):
+    key = _data_key(run)
+    first, with_data = self._settings.get(setting), self._data.get(key)
+    if first and (fields := first.differences(run.config)):
       raise UserError(
         f'{_name(run)} differs from {_name(first)} in {", ".join(fields)}, want runs'
         ' that differ in the seed alone: remove the directory of one'
       )
-    for known in (first, self._data.setdefault(_data_key(run), run)):
-      if run.data and known.data and (found := known.data.differences(run.data)):
+    for known in (with_data, first):
+      if not (known and known.data and run.data):
+        continue
+      if found := known.data.differences(run.data):
         raise UserError(
           f'{_name(run)} has other data than {_name(known)}, {", ".join(found)}, want'
           ' the same: remove the directory of the one with wrong data'
         )
+    # Only now: a run that is left out is no measure for others.
+    self._settings.setdefault(setting, run)
+    if run.data:
+      self._data.setdefault(key, run)
 
 
 def check_extension(

@@ -22,7 +22,7 @@ from ml_collections import config_dict
 
 from lamarck_jax.data import files
 from lamarck_jax.errors import StorageError, UserError
-from lamarck_jax.run_directory import durable
+from lamarck_jax.run_directory import dataset_record, durable
 from lamarck_jax.runtime import devices, gpu_sharing, ray_cluster, worker_processes
 from lamarck_jax.study import checked_files
 
@@ -121,7 +121,11 @@ def perform(task: Task) -> str | None:
       from lamarck_jax.runtime import process
 
       process.configure(task.config, task.xla_cache_dir)
-      search.run(task.config, task.workdir, _check_once(task))
+      # The data of a run that was begun are recorded, those of a new one soon.
+      begun = dataset_record.read(task.workdir) is not None
+      if begun:
+        _check(task)
+      search.run(task.config, task.workdir, None if begun else _check_once(task))
       html_page.write_if_possible(task.workdir)
     except (StorageError, UserError) as error:
       print(f'error: {error}', file=log)
@@ -132,20 +136,22 @@ def perform(task: Task) -> str | None:
   return None
 
 
-def _check_once(task: Task) -> Callable[[Mapping[str, Any]], None]:
-  """Returns what checks a run once, when it has recorded its data and an evaluation.
-
-  It raises UserError if the data are not those of the study's runs before it.
-  """
+def _check(task: Task) -> None:
+  """Raises UserError if a run's data are not those of the study's runs before it."""
   from lamarck_jax.study import results
 
+  results.check_run(task.workdir.parents[1], task.setting, task.seed)
+
+
+def _check_once(task: Task) -> Callable[[Mapping[str, Any]], None]:
+  """Returns what checks a run at its first event."""
   checked: list[bool] = []
 
   def check(event: Mapping[str, Any]) -> None:
     del event
     if not checked:
       checked.append(True)
-      results.check_run(task.workdir.parents[1], task.setting, task.seed)
+      _check(task)
 
   return check
 

@@ -163,7 +163,7 @@ def _draw_paper(
   ours = (dataset, setting.inheritance, setting.epochs_per_evaluation)
   for row in paper_table_1():
     if (row['dataset'], row['inheritance'], row['e']) == ours:
-      x = row['epochs'] / _PAPER_BUDGET_EPOCHS * study.budget_epochs + offset
+      x = row['epochs'] / _PAPER_BUDGET_EPOCHS * study.budget_of(setting) + offset
       axes.errorbar(
         x,
         row['mean'] / 100,

@@ -121,6 +121,11 @@ def make_tasks(
     UserError: If a configuration is invalid, a directory holds another run, or the
       study has runs that these cannot be compared with.
   """
+  if 'setting' in overrides:
+    raise UserError(
+      f'config.setting: got {overrides["setting"]!r}, which has no effect here, want'
+      ' --settings'
+    )
   if not settings:
     raise UserError('settings: got none, want names such as lamarckian,baseline_1')
   root = pathlib.Path(workdir).absolute()

@@ -207,7 +207,7 @@ def test_devices_that_share_a_batch_draw_what_one_draws(shared_compilation_cache
   program = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
-from lamarck_jax import activations, model, training
+from lamarck_jax import model, training
 from lamarck_jax.data import datasets, on_device
 from lamarck_jax.data.augmentation import Augmentation
 from lamarck_jax.genotype import Genotype

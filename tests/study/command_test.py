@@ -1,6 +1,7 @@
 """`python -m lamarck_jax.study` as a user starts it."""
 
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +51,25 @@ def test_one_command_leaves_results_tables_and_figures(
   assert 'report.html' in names
   assert (tmp_path / 'lamarckian/seed0/report.html').exists()
   assert len(results.load(tmp_path / 'results.json').settings) == 2
+
+  # A failure is one of the command, whether or not the tables know of the run.
+  result = run_command(
+    shared_compilation_cache,
+    f'--workdir={tmp_path}',
+    f'--settings=lamarckian,bad=lamarckian+dataset.name=npz:{tmp_path}/none.npz',
+    '--num_seeds=1',
+  )
+  assert result.returncode == 1
+  assert 'failed: bad/seed0: ' in result.stderr
+
+  # What outputs replace is not taken from others; other files may be there.
+  others = tmp_path / 'others'
+  others.mkdir()
+  (others / 'nohup.out').write_text('')
+  shutil.copy(tmp_path / 'accuracy.png', others)
+  result = run_command(shared_compilation_cache, f'--workdir={others}')
+  assert result.returncode == 2
+  assert f'got {others} with accuracy.png but no study.json' in result.stderr
 
 
 @pytest.mark.slow

@@ -136,6 +136,49 @@ def test_a_run_on_other_images_ends_with_its_first_evaluation(
   assert len(read_events(task.workdir)) == 1
 
 
+def test_a_run_that_is_left_out_is_no_measure_for_those_after_it(
+  shared_compilation_cache, tmp_path
+):
+  rng = np.random.default_rng(0)
+  kinds = [rng.integers(0, 256, (200, 8, 8), np.uint8) for _ in range(2)]
+  settings, tasks = ['lamarckian', 'baseline_1'], []
+  for kind, setting, seed in [(0, 0, 0), (1, 1, 0), (0, 1, 1)]:
+    np.savez(tmp_path / 'own.npz', x_train=kinds[kind], y_train=np.arange(200) % 2)
+    tasks = make_tasks(
+      tmp_path / 'study',
+      shared_compilation_cache,
+      settings=[settings[setting]],
+      seed=seed,
+      num_seeds=1,
+      budget_epochs=3,
+      **{'dataset.name': f'npz:{tmp_path / "own.npz"}'},
+    )
+    study = perform(tasks, tmp_path / 'study')
+  assert [[run.seed for run in s.runs] for s in study.settings] == [[0], [1]]
+
+
+def test_a_field_without_an_effect_makes_no_difference(
+  shared_compilation_cache, tmp_path
+):
+  def extend(setting, **overrides):
+    return make_tasks(
+      tmp_path,
+      shared_compilation_cache,
+      settings=[setting],
+      num_seeds=1,
+      budget_epochs=3,
+      **overrides,
+    )
+
+  perform(extend('lamarckian'), tmp_path)
+  fields = {'random_search.max_blocks': 3}
+  study = perform(extend('random_search', **fields), tmp_path)
+  assert [len(setting.runs) for setting in study.settings] == [1, 1]
+  assert len(extend('random_search', **fields, seed=1)) == 1
+  with pytest.raises(UserError, match=r'another random_search\.max_blocks'):
+    extend('random_search', **{**fields, 'random_search.max_blocks': 4}, seed=1)
+
+
 def test_settings_with_another_data_set_or_budget_keep_their_own(
   shared_compilation_cache, tmp_path
 ):
