@@ -22,12 +22,17 @@ class Style(NamedTuple):
 
 
 # The colours of Okabe and Ito differ in lightness and are safe for the colour-blind.
+# Gray and a darker yellow stand for its black and yellow: boxes have a black mean, and
+# the page is white.
 STYLES = (
   Style('#0072B2', '-', 'o'),
   Style('#E69F00', '--', '^'),
   Style('#009E73', ':', 's'),
   Style('#CC79A7', '-.', 'D'),
-  Style('#000000', (0, (5, 1, 1, 1, 1, 1)), 'v'),  # type: ignore[arg-type]
+  Style('#7F7F7F', (0, (5, 1, 1, 1, 1, 1)), 'v'),  # type: ignore[arg-type]
+  Style('#D55E00', (0, (8, 3)), 'P'),  # type: ignore[arg-type]
+  Style('#56B4E9', (0, (1, 3)), 'X'),  # type: ignore[arg-type]
+  Style('#B8A100', (0, (8, 2, 2, 2)), '<'),  # type: ignore[arg-type]
 )
 _PAPER_BUDGET_EPOCHS = 512
 # Between the boxes of two settings, as a share of the budget.

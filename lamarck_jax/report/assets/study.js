@@ -1,6 +1,9 @@
 // The page of a study.
 
-const STYLES = [['#0072B2', 'solid'], ['#E69F00', 'dash'], ['#009E73', 'dot'], ['#CC79A7', 'dashdot'], ['#7f7f7f', 'longdash']];
+const STYLES = [
+  ['#0072B2', 'solid'], ['#E69F00', 'dash'], ['#009E73', 'dot'], ['#CC79A7', 'dashdot'],
+  ['#7F7F7F', 'longdash'], ['#D55E00', 'longdashdot'], ['#56B4E9', '2px,6px'], ['#B8A100', '9px,3px,3px,3px'],
+];
 
 function grid(header, rows) {
   return el('div', {class: 'scroll'}, el('table', {},
