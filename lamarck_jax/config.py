@@ -245,11 +245,14 @@ def _algorithm(name: str) -> _Need:
   return f'algorithm {name!r}', lambda config: config.algorithm == name
 
 
+def _has_several(config: config_dict.ConfigDict) -> bool:
+  """Whether there may be several parents to draw from."""
+  return config.algorithm == 'population' and config.population.size > 1
+
+
 def _crosses(config: config_dict.ConfigDict) -> bool:
   """Whether a child may have two parents."""
-  population = config.population
-  several = config.algorithm == 'population' and population.size > 1
-  return several and population.crossover_rate > 0
+  return _has_several(config) and config.population.crossover_rate > 0
 
 
 # Field -> what it needs to have an effect, and whether a configuration has that.
@@ -272,10 +275,7 @@ _NEEDS: dict[str, _Need] = {
   ),
   **dict.fromkeys(
     ('population.crossover_rate', 'population.tournament'),
-    (
-      "algorithm 'population' with a population.size above 1",
-      lambda config: config.algorithm == 'population' and config.population.size > 1,
-    ),
+    ("algorithm 'population' with a population.size above 1", _has_several),
   ),
   'population.mate': ("algorithm 'population' with crossovers", _crosses),
   'population.crossover_inheritance': (

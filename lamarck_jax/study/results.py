@@ -165,8 +165,8 @@ def write_plan(
     StorageError: If the plan cannot be written.
   """
   path = root / 'study.json'
-  known = checked_files.read_plan(path, FORMAT_VERSION)['runs'] if path.exists() else []
-  known += [list(run) for run in runs if list(run) not in known]
+  known = planned_runs(root)
+  known += [run for run in runs if run not in known]
   _write(path, {'runs': known, 'failures': dict(failures or {})}, indent=1)
 
 

@@ -30,6 +30,17 @@ def make_tasks(
   )
 
 
+def run_locally(tasks, num_workers=2, **callbacks) -> dict[executors.Task, str]:
+  """Runs searches in processes of this machine; returns why runs failed."""
+  for task in tasks:
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+  executor = executors.LocalExecutor(num_workers)
+  try:
+    return runner.run(tasks, executor, **callbacks)
+  finally:
+    executor.close()
+
+
 @contextlib.contextmanager
 def called_often(function):
   """Calls a function every 20 ms: a run of tiny networks takes less than a second."""

@@ -5,9 +5,9 @@ import pytest
 
 from lamarck_jax import search
 from lamarck_jax.errors import UserError
-from lamarck_jax.study import analysis, executors, results, runner, tables
+from lamarck_jax.study import analysis, results, tables
 from tests.conftest import read_events
-from tests.study.conftest import make_tasks
+from tests.study.conftest import make_tasks, run_locally
 
 
 def perform(tasks, root):
@@ -17,6 +17,13 @@ def perform(tasks, root):
   for task in tasks:
     search.run(task.config, task.workdir)
   return results.collect(root)
+
+
+def write_images(path, seed):
+  """Writes 200 images of two classes; returns the name of the data set."""
+  images = np.random.default_rng(seed).integers(0, 256, (200, 8, 8), np.uint8)
+  np.savez(path / 'own.npz', x_train=images, y_train=np.arange(200) % 2)
+  return f'npz:{path / "own.npz"}'
 
 
 @pytest.fixture(scope='module')
@@ -80,11 +87,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_pooled(
 def test_runs_on_other_images_of_the_same_name_are_not_pooled(
   shared_compilation_cache, tmp_path
 ):
-  rng = np.random.default_rng(0)
-
-  def write_images():
-    images = rng.integers(0, 256, (200, 8, 8), np.uint8)
-    np.savez(tmp_path / 'own.npz', x_train=images, y_train=np.arange(200) % 2)
+  name = write_images(tmp_path, 0)
 
   def extend(settings, num_seeds):
     return make_tasks(
@@ -93,12 +96,11 @@ def test_runs_on_other_images_of_the_same_name_are_not_pooled(
       settings=settings,
       num_seeds=num_seeds,
       budget_epochs=3,
-      **{'dataset.name': f'npz:{tmp_path / "own.npz"}'},
+      **{'dataset.name': name},
     )
 
-  write_images()
   perform(extend(['lamarckian'], 1), tmp_path / 'study')
-  write_images()
+  write_images(tmp_path, 1)
   tasks = [*extend(['lamarckian'], 2)[1:], *extend(['baseline_1'], 1)]
   study = perform(tasks, tmp_path / 'study')
   assert [[run.seed for run in setting.runs] for setting in study.settings] == [[0], []]
@@ -110,24 +112,16 @@ def test_runs_on_other_images_of_the_same_name_are_not_pooled(
 def test_a_run_on_other_images_ends_with_its_first_evaluation(
   shared_compilation_cache, tmp_path
 ):
-  rng = np.random.default_rng(0)
   for num_seeds in (1, 2):
-    images = rng.integers(0, 256, (200, 8, 8), np.uint8)
-    np.savez(tmp_path / 'own.npz', x_train=images, y_train=np.arange(200) % 2)
     tasks = make_tasks(
       tmp_path / 'study',
       shared_compilation_cache,
       num_seeds=num_seeds,
-      **{'dataset.name': f'npz:{tmp_path / "own.npz"}'},
+      **{'dataset.name': write_images(tmp_path, num_seeds)},
     )
-    for task in tasks:
-      task.log.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / 'study').mkdir(exist_ok=True)
     results.write_plan(tmp_path / 'study', [(t.setting, t.seed) for t in tasks])
-    executor = executors.LocalExecutor(1)
-    try:
-      failures = runner.run(tasks, executor)
-    finally:
-      executor.close()
+    failures = run_locally(tasks, 1)
     assert len(failures) == num_seeds - 1
   ((task, reason),) = failures.items()
   assert task.seed == 1
@@ -139,19 +133,19 @@ def test_a_run_on_other_images_ends_with_its_first_evaluation(
 def test_a_run_that_is_left_out_is_no_measure_for_those_after_it(
   shared_compilation_cache, tmp_path
 ):
-  rng = np.random.default_rng(0)
-  kinds = [rng.integers(0, 256, (200, 8, 8), np.uint8) for _ in range(2)]
-  settings, tasks = ['lamarckian', 'baseline_1'], []
-  for kind, setting, seed in [(0, 0, 0), (1, 1, 0), (0, 1, 1)]:
-    np.savez(tmp_path / 'own.npz', x_train=kinds[kind], y_train=np.arange(200) % 2)
+  for images, setting, seed in [
+    (0, 'lamarckian', 0),
+    (1, 'baseline_1', 0),
+    (0, 'baseline_1', 1),
+  ]:
     tasks = make_tasks(
       tmp_path / 'study',
       shared_compilation_cache,
-      settings=[settings[setting]],
+      settings=[setting],
       seed=seed,
       num_seeds=1,
       budget_epochs=3,
-      **{'dataset.name': f'npz:{tmp_path / "own.npz"}'},
+      **{'dataset.name': write_images(tmp_path, images)},
     )
     study = perform(tasks, tmp_path / 'study')
   assert [[run.seed for run in s.runs] for s in study.settings] == [[0], [1]]
@@ -182,10 +176,7 @@ def test_a_field_without_an_effect_makes_no_difference(
 def test_settings_with_another_data_set_or_budget_keep_their_own(
   shared_compilation_cache, tmp_path
 ):
-  rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (200, 8, 8), np.uint8)
-  np.savez(tmp_path / 'own.npz', x_train=images, y_train=np.arange(200) % 2)
-  name = f'npz:{tmp_path / "own.npz"}'
+  name = write_images(tmp_path, 0)
   settings = ['lamarckian', f'own=lamarckian+dataset.name={name}+budget_epochs=5']
   tasks = make_tasks(
     tmp_path / 'study', shared_compilation_cache, settings=settings, budget_epochs=3

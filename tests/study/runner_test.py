@@ -13,17 +13,7 @@ from lamarck_jax.errors import UserError
 from lamarck_jax.run_directory import dataset_record, records
 from lamarck_jax.runtime import devices
 from lamarck_jax.study import executors, results, runner
-from tests.study.conftest import ROOT, called_often, make_tasks
-
-
-def run_locally(tasks, num_workers=2, **callbacks):
-  for task in tasks:
-    task.log.parent.mkdir(parents=True, exist_ok=True)
-  executor = executors.LocalExecutor(num_workers)
-  try:
-    return runner.run(tasks, executor, **callbacks)
-  finally:
-    executor.close()
+from tests.study.conftest import ROOT, called_often, make_tasks, run_locally
 
 
 def read_events(task) -> list[dict]:
