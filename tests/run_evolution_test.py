@@ -205,7 +205,8 @@ def test_a_run_killed_within_epochs_of_augmented_training_ends_the_same(
     '--config.dataset.num_train=1000',
     '--config.batch_size=2',  # An epoch takes a tenth of a second or more.
     '--config.budget_epochs=6',
-    '--config.completion.epochs=(4,)',  # A phase after that of TINY_FLAGS.
+    # A phase after that of TINY_FLAGS, long enough for a machine that gets faster.
+    '--config.completion.epochs=(16,)',
     '--config.completion.learning_rates=(1e-3,)',
   ]
   undisturbed, workdir = tmp_path / 'undisturbed', tmp_path / 'run'
@@ -215,7 +216,7 @@ def test_a_run_killed_within_epochs_of_augmented_training_ends_the_same(
   epoch = min(json.loads(line)['seconds']['train'] for line in lines)
 
   process = start_search(shared_compilation_cache, workdir, 1, *flags)
-  time.sleep(epoch / 2)
+  time.sleep(epoch / 4)
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert len(read_events(workdir)) < 6
@@ -225,7 +226,7 @@ def test_a_run_killed_within_epochs_of_augmented_training_ends_the_same(
     assert process.poll() is None, process.communicate()
     assert time.monotonic() < deadline
     time.sleep(0.02)
-  time.sleep(epoch / 2)
+  time.sleep(epoch / 4)
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert not any((workdir / 'completed').iterdir())
