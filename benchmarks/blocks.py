@@ -15,7 +15,6 @@ convolutions are TF32, JAX's default there. Nothing is read from a cache.
 
 import argparse
 from collections.abc import Callable
-import functools
 import itertools
 import json
 import threading
@@ -65,8 +64,8 @@ def measure(options: str, block: tuple[int, ...], dtype: str) -> dict[str, Any]:
   import jax
   import jax.numpy as jnp
 
-  from lamarck_jax import model, training
-  from lamarck_jax.xla import fused_block, sharding
+  from lamarck_jax import training
+  from lamarck_jax.xla import fused_block, programs, sharding, vectors
 
   filters, kernel_size, stride, size, channels, batch_size = block
   mesh = sharding.batch_mesh(batch_size, (size, size, channels))
@@ -82,28 +81,18 @@ def measure(options: str, block: tuple[int, ...], dtype: str) -> dict[str, Any]:
   inputs, gradient = batch(size, channels), batch(-(-size // stride), filters)
   struct = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype, sharding=sharded)
   compiled, compile_seconds = _compile(options, module, struct)
-  shapes = model.block_shapes(module, channels)
-  opt_shapes = jax.eval_shape(training.adam(0.0).init, shapes['params'])
-
-  def put(leaf: Any, scale: float) -> jax.Array:
-    values = 1 + scale * rng.standard_normal(leaf.shape)
-    return jax.device_put(np.asarray(values, leaf.dtype), replicated)
-
-  params, stats = (
-    jax.tree.map(functools.partial(put, scale=0.05), shapes[name])
-    for name in ('params', 'batch_stats')
-  )
-  state = jax.tree.map(functools.partial(put, scale=0.0), opt_shapes)
+  shapes = programs.state_shapes(training.BLOCK_FUNCTIONS, module, channels)
+  num_variables = vectors.size(shapes[:2])
+  values = np.zeros(vectors.size(shapes), np.float32)
+  values[:num_variables] = 1 + 0.05 * rng.standard_normal(num_variables)
+  state = jax.device_put(values, replicated)
   rate = jax.device_put(np.float32(1e-3), replicated)
-  _, _, residuals = compiled.forward(params, stats, inputs)
+  _, residuals = compiled.forward(state, inputs)
 
-  def backward() -> Any:
-    nonlocal state  # Its buffers are given to the program.
-    *results, state = compiled.backward(residuals, gradient, params, state, rate)
-    return results
-
-  forward_seconds = _best_time(lambda: compiled.forward(params, stats, inputs))
-  backward_seconds = _best_time(backward)
+  forward_seconds = _best_time(lambda: compiled.forward(state, inputs))
+  backward_seconds = _best_time(
+    lambda: compiled.backward(residuals, gradient, state, rate)
+  )
   multiplications = gradient.size * kernel_size**2 * channels
   seconds = forward_seconds + backward_seconds
   return {
@@ -119,16 +108,10 @@ def _compile(options: str, module: Any, inputs: Any) -> tuple[Any, float]:
   """Returns a block's programs under a set of options, and the seconds they took."""
   import jax
 
-  from lamarck_jax import model, training
+  from lamarck_jax import training
   from lamarck_jax.xla import compiler, convolution, programs
 
-  functions = programs.BlockFunctions(
-    model.block_shapes,
-    training.adam(0.0).init,
-    training.forward,
-    training.backward,
-    training.infer,
-  )
+  functions = training.BLOCK_FUNCTIONS
   jax.clear_caches()
   ours = compiler.block_options, convolution.even_padding_pays
   others = {'autotuned': None, 'level3': _LEVEL_3}

@@ -196,8 +196,9 @@ def train(
   for epoch, rate in enumerate(rates):
     state, loss = trainer.train_epoch(key, genotype, state, epoch, rate)
     losses.append(loss)
-    accuracies.append(trainer.accuracy(genotype, state.variables, 'validation'))
-  return {'accuracies': accuracies, 'losses': losses}, state.variables
+    trained = trainer.variables(genotype, state)
+    accuracies.append(trainer.accuracy(genotype, trained, 'validation'))
+  return {'accuracies': accuracies, 'losses': losses}, trained
 
 
 # ------------------------------------------------------------------------------

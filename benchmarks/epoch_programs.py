@@ -59,28 +59,27 @@ def epoch_function(genotype: Any, steps: int, data: Any) -> Any:
   head = model.Classifier(NUM_CLASSES)
 
   def step(order: Any, rate: jax.Array, index: jax.Array, carry: Any) -> Any:
-    (params, stats, opt_state), total = carry
-    params, stats, opt_state = dict(params), dict(stats), dict(opt_state)
-    x, pullbacks = data.images(order, index), {}
+    state, total = carry
+    state, pullbacks, x = dict(state), {}, data.images(order, index)
+
+    def update(name: str, gradients: Any, batch_stats: Any) -> None:
+      params, _, opt_state = state[name]
+      params, opt_state = training.adam_update(gradients, params, opt_state, rate)
+      state[name] = params, batch_stats, opt_state
+
     for name, block in blocks.items():
-      x, pullbacks[name], stats[name] = training.forward(
-        block, params[name], stats[name], x
-      )
-    gradient: Any
-    gradient, params[CLASSIFIER], opt_state[CLASSIFIER], _, total = training.train_head(
-      head,
-      params[CLASSIFIER],
-      x,
-      data.targets(order, index),
-      opt_state[CLASSIFIER],
-      rate,
-      total,
+      params, batch_stats, _ = state[name]
+      x, *pullbacks[name] = training.forward(block, params, batch_stats, x)
+    (gradients, gradient), _, total = training.train_head(
+      head, state[CLASSIFIER][0], x, data.targets(order, index), total
     )
+    update(CLASSIFIER, gradients, {})
     for name in reversed(blocks):
-      gradient, params[name], opt_state[name] = training.backward(
-        pullbacks[name], gradient, params[name], opt_state[name], rate
-      )
-    return training.TrainingState(params, stats, opt_state), total
+      pullback, batch_stats = pullbacks[name]
+      gradients, *input_gradient = pullback(gradient)
+      update(name, gradients, batch_stats)
+      gradient = (input_gradient or [None])[0]
+    return state, total
 
   def epoch(state: Any, order: Any, rate: jax.Array) -> Any:
     body = functools.partial(step, order, rate)
@@ -94,6 +93,7 @@ def measure(
 ) -> dict[str, Any]:
   """Compiles and trains a network both ways."""
   import jax
+  import optax
 
   from lamarck_jax import model, training
   from lamarck_jax.data import on_device
@@ -117,9 +117,14 @@ def measure(
     return result, np.array([time.process_time(), time.perf_counter()]) - start
 
   def fresh() -> Any:  # A program may take its buffers.
-    state = trainer.initial_state(genotype, variables)
+    params, batch_stats = variables['params'], variables['batch_stats']
+    state = {}
+    for name in params:
+      opt_state = optax.adam(0.0).init(params[name])
+      state[name] = params[name], batch_stats.get(name, {}), opt_state
     return jax.device_put(state, may_alias=False)
 
+  initial = trainer.initial_state(genotype, variables)
   trainer.compile(genotype)
   function = epoch_function(genotype, trainer.steps_per_epoch, data)
   options = compiler.block_options(jax.default_backend())
@@ -128,19 +133,18 @@ def measure(
     compiled, compile_seconds = timed(lambda: lowered.compile(options))
   milliseconds = []
   for _ in range(rounds + 1):  # The first one warms up.
-    state = fresh()
     (chained, _), by_block = timed(
-      lambda state=state: trainer.train_epoch(key, genotype, state, 0, 1e-3)
+      lambda: trainer.train_epoch(key, genotype, initial, 0, 1e-3)
     )
     state = fresh()
     (whole, _), by_epoch = timed(lambda state=state: compiled(state, order, rate))
     milliseconds.append(np.array([by_block, by_epoch]) / trainer.steps_per_epoch * 1e3)
   steps = np.array(milliseconds[1:])  # [round, form, clock]
+  params = trainer.variables(genotype, chained)['params']
   difference = max(
     float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-2))
-    for a, b in zip(
-      *(map(np.asarray, jax.tree.leaves(s.params)) for s in (chained, whole))
-    )
+    for name, (others, *_) in whole.items()
+    for a, b in zip(*map(jax.tree.leaves, (params[name], others)))
   )
   figures: dict[str, Any] = {
     'network': f'{text} ({batch_size} of {size}x{size})',

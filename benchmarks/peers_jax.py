@@ -87,7 +87,8 @@ def search_optuna(
     state, accuracy = trainer.initial_state(genotype, variables), 0.0
     for epoch in range(epochs):
       state, _ = trainer.train_epoch(key, genotype, state, epoch, config.learning_rate)
-      accuracy = trainer.accuracy(genotype, state.variables, 'validation')
+      variables = trainer.variables(genotype, state)
+      accuracy = trainer.accuracy(genotype, variables, 'validation')
       trial.report(accuracy, epoch)
       mean = (attempt.elapsed - start) / (epoch + 1)
       # A trial is as long as several evaluations of ours: the clock may end it.
@@ -97,7 +98,7 @@ def search_optuna(
       if trial.should_prune():
         raise optuna.TrialPruned
     if attempt.record(accuracy):
-      best[:] = [(genotype, state.variables, trial.number)]
+      best[:] = [(genotype, variables, trial.number)]
       epoch_seconds[0] = (attempt.elapsed - start) / epochs
     return accuracy
 

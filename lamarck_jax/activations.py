@@ -10,7 +10,7 @@ from lamarck_jax import model
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 from lamarck_jax.training import Trainer
-from lamarck_jax.xla import fused_block
+from lamarck_jax.xla import fused_block, vectors
 from lamarck_jax.xla.programs import BlockPrograms
 
 
@@ -87,19 +87,23 @@ def batch_statistics(
   """
   zeros = jax.tree.map(np.zeros_like, variables['batch_stats'])
   start = {'params': variables['params'], 'batch_stats': zeros}
-  blocks = _blocks(trainer, genotype, start)
+  state = trainer.initial_state(genotype, start)
+  blocks, _ = trainer.network(genotype)
   order = trainer.data.in_order('train')
   share = 1 - fused_block.ConvBlock.momentum  # Of a batch in running statistics.
   found = []
   for step in steps:
     x: Any = trainer.data.images(order, trainer.data.put(step))
-    updated = []
-    for block, params, stats in blocks:
-      x, new, _ = block.forward(params, stats, x)
-      updated.append(new)
+    updated = {}
+    for name, block in blocks.items():
+      x, residuals = block.forward(state[name], x)
+      updated[name] = residuals.batch_stats
     found.append(jax.tree.map(lambda leaf: np.asarray(leaf) / share, updated))
   means = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *found)
-  return dict(zip(map(model.block_name, genotype.blocks), means))
+  return {
+    name: vectors.unravel(means[name], shapes)
+    for name, shapes in variables['batch_stats'].items()
+  }
 
 
 def _blocks(

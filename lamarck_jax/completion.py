@@ -85,16 +85,17 @@ def complete(
         directory.write_completing(individual.evaluation, content)
         last_save = time.monotonic()
         save_seconds = last_save - now
-    if (name := training.not_finite(state.variables)) is not None:
+    variables = trainer.variables(genotype, state)
+    if (name := training.not_finite(variables)) is not None:
       logging.warning(
         'completion of evaluation %d: %s is not finite, so its accuracies are a guess;'
         ' want lower completion.learning_rates',
         individual.evaluation,
         name,
       )
-    outcome = _outcome(individual, state.variables, trainer)
+    outcome = _outcome(individual, variables, trainer)
     outcome['seconds'] = round(time.monotonic() - start, 3)
-    directory.write_completed(individual.evaluation, outcome, state.variables)
+    directory.write_completed(individual.evaluation, outcome, variables)
     progress.tested(outcome)
   return outcome
 

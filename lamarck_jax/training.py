@@ -5,10 +5,9 @@ step stands below as functions of one block or of the head; `Trainer` chains the
 they become compiled programs, one per block, is in `xla.programs`.
 """
 
-from collections.abc import Callable, Sequence
-import functools
+from collections.abc import Callable, Mapping, Sequence
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,29 +27,15 @@ from lamarck_jax.xla import (
   fused_block,
   program_cache,
   programs,
-  sharding,
+  vectors,
 )
-from lamarck_jax.xla.programs import BlockPrograms, HeadPrograms, Tree
+from lamarck_jax.xla.programs import BlockPrograms, HeadPrograms
 from lamarck_jax.xla.stored_programs import StoredPrograms
+from lamarck_jax.xla.vectors import Tree
 
-
-class TrainingState(NamedTuple):
-  """A network between two epochs of its training, on the device.
-
-  Attributes:
-    params: Parameters, by module.
-    batch_stats: Running statistics, by block.
-    opt_state: State of the optimizer, by module.
-  """
-
-  params: dict[str, Any]
-  batch_stats: dict[str, Any]
-  opt_state: dict[str, Any]
-
-  @property
-  def variables(self) -> dict[str, Any]:
-    """The variables of the network."""
-    return {'params': self.params, 'batch_stats': self.batch_stats}
+# A network between two epochs of its training, on the device: for each module its
+# parameters, running statistics and Adam's state, as one vector; see `xla.vectors`.
+TrainingState = dict[str, jax.Array]
 
 
 # ------------------------------------------------------------------------------
@@ -79,31 +64,12 @@ def forward(
   return jax.vjp(apply, *primals, has_aux=True)
 
 
-def backward(
-  pullback: Callable[..., Any],
-  gradient: jax.Array,
-  params: Tree,
-  opt_state: Tree,
-  learning_rate: jax.Array,
-) -> tuple[jax.Array | None, Tree, Tree]:
-  """Returns the gradient of a block's inputs, its updated parameters and Adam state."""
-  gradients, *input_gradient = pullback(gradient)
-  params, opt_state = adam_update(gradients, params, opt_state, learning_rate)
-  return (input_gradient or [None])[0], params, opt_state
-
-
 def train_head(
-  head: model.Classifier,
-  params: Tree,
-  x: jax.Array,
-  targets: Targets,
-  opt_state: Tree,
-  learning_rate: jax.Array,
-  total: jax.Array,
-) -> tuple[jax.Array, Tree, Tree, jax.Array, jax.Array]:
-  """Trains the head on a batch, and adds its loss to `total`.
+  head: model.Classifier, params: Tree, x: jax.Array, targets: Targets, total: jax.Array
+) -> tuple[tuple[Tree, jax.Array], jax.Array, jax.Array]:
+  """Takes the gradients of the loss on a batch, and adds the loss to `total`.
 
-  Returns the gradient of x, parameters and Adam state, the next step, and the total.
+  Returns the gradients of the parameters and of x, the next step, and the total.
   """
   labels = targets.batch()
 
@@ -111,37 +77,16 @@ def train_head(
     logits: Any = head.apply({'params': params}, x)
     return targets.mean(cross_entropy.softmax_cross_entropy(logits, labels), labels)
 
-  value, (gradients, input_gradient) = jax.value_and_grad(loss, (0, 1))(params, x)
-  params, opt_state = adam_update(gradients, params, opt_state, learning_rate)
-  return input_gradient, params, opt_state, targets.step + 1, total + value
+  value, gradients = jax.value_and_grad(loss, (0, 1))(params, x)
+  return gradients, targets.step + 1, total + value
 
 
 def adam_update(
   gradients: Tree, params: Tree, opt_state: Tree, learning_rate: Any
 ) -> tuple[Tree, Tree]:
   """Returns the parameters and Adam's state of a module after a step."""
-  optimizer = adam(learning_rate)
-  updates, opt_state = optimizer.update(gradients, opt_state, params)
+  updates, opt_state = optax.adam(learning_rate).update(gradients, opt_state, params)
   return optax.apply_updates(params, updates), opt_state
-
-
-def adam(learning_rate: Any) -> optax.GradientTransformation:
-  """Returns the optimizer of a module."""
-  # One vector of moments for all leaves of a module: fewer loops to compile.
-  return optax.flatten(optax.adam(learning_rate))
-
-
-def _optimizer_shapes(params: Tree) -> Any:
-  """Returns the shapes of the optimizer's state for a module."""
-  leaves, structure = jax.tree.flatten(params)
-  return _traced_shapes(structure, tuple(leaf.shape for leaf in leaves))
-
-
-@functools.lru_cache(maxsize=1024)
-def _traced_shapes(structure: Any, shapes: tuple[tuple[int, ...], ...]) -> Any:
-  # Tracing takes milliseconds, and most blocks of a child have been trained before.
-  leaves = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-  return jax.eval_shape(adam(0.0).init, structure.unflatten(leaves))
 
 
 def infer(
@@ -175,6 +120,15 @@ def count_predictions(
   # A product of one-hot labels, since a scatter is slow on a GPU; exact up to 2**24.
   counts = (true * (position < num_examples)[:, None]).T @ predicted
   return targets.step + 1, total + counts.astype(jnp.int32)
+
+
+_init_adam = optax.adam(0.0).init
+BLOCK_FUNCTIONS = programs.BlockFunctions(
+  model.block_shapes, _init_adam, adam_update, forward, infer
+)
+HEAD_FUNCTIONS = programs.HeadFunctions(
+  model.classifier_shapes, _init_adam, adam_update, train_head, count_predictions
+)
 
 
 # ------------------------------------------------------------------------------
@@ -237,12 +191,8 @@ class Trainer:
     self.description = dataset.description
     cache = compilation_cache.current()
     self.programs = program_cache.ProgramCache(
-      programs.BlockFunctions(
-        model.block_shapes, adam(0.0).init, forward, backward, infer
-      ),
-      programs.HeadFunctions(
-        model.classifier_shapes, adam(0.0).init, train_head, count_predictions
-      ),
+      BLOCK_FUNCTIONS,
+      HEAD_FUNCTIONS,
       batch_size=batch_size,
       num_threads=devices.num_cores(),
       decorator=jax_settings.applied(),
@@ -263,7 +213,7 @@ class Trainer:
     learning_rates: Sequence[float],
     on_epoch: Callable[[int, float], None] | None = None,
   ) -> dict[str, Any]:
-    """Returns trained variables, on the device; Adam's moments start at zero.
+    """Returns trained variables, on the host; Adam's moments start at zero.
 
     Args:
       key: Draws the permutations and the augmentation.
@@ -276,7 +226,7 @@ class Trainer:
       state, loss = self.train_epoch(key, genotype, state, epoch, learning_rate)
       if on_epoch:
         on_epoch(epoch, loss)
-    return state.variables
+    return self.variables(genotype, state)
 
   def train_epoch(
     self,
@@ -290,10 +240,10 @@ class Trainer:
 
     Args:
       key: The same for all epochs; `epoch`, the index, is folded in.
-      state: The state before; its optimizer state cannot be used again.
+      state: The state before.
     """
     blocks, head = self.network(genotype)
-    params, stats, opt_state = (dict(tree) for tree in state)
+    state = dict(state)
     order = self.data.shuffled(jax.random.fold_in(key, epoch))
     rate = self.data.put(np.float32(learning_rate))
     step, total = self._zero_step, self._zero_loss
@@ -302,21 +252,20 @@ class Trainer:
       x: Any = self.data.images(order, step)
       targets, residuals = self.data.targets(order, step), {}
       for name, block in blocks.items():
-        x, stats[name], residuals[name] = block.forward(params[name], stats[name], x)
-        in_flight.add(stats[name])
-      gradient, params[CLASSIFIER], opt_state[CLASSIFIER], step, total = head.train(
-        params[CLASSIFIER], x, targets, opt_state[CLASSIFIER], rate, total
+        x, residuals[name] = block.forward(state[name], x)
+        in_flight.add(residuals[name].batch_stats)
+      gradient, state[CLASSIFIER], step, total = head.train(
+        state[CLASSIFIER], x, targets, rate, total
       )
       in_flight.add(total)
       for name, block in reversed(blocks.items()):
-        gradient, params[name], opt_state[name] = block.backward(
-          residuals.pop(name), gradient, params[name], opt_state[name], rate
+        gradient, state[name] = block.backward(
+          residuals.pop(name), gradient, state[name], rate
         )
-        in_flight.add(params[name])
+        in_flight.add(state[name])
 
     # The next epoch counts the programs in flight from none.
-    jax.block_until_ready(params)
-    state = TrainingState(params, stats, opt_state)
+    jax.block_until_ready(state)
     return state, float(total) / self.steps_per_epoch
 
   def accuracy(self, genotype: Genotype, variables: Variables, split: str) -> float:
@@ -350,21 +299,39 @@ class Trainer:
 
   def initial_state(self, genotype: Genotype, variables: Variables) -> TrainingState:
     """Returns the state before the first epoch, with Adam's moments at zero."""
-    modules = [*map(model.block_name, genotype.blocks), CLASSIFIER]
-    params, batch_stats = dict(variables['params']), dict(variables['batch_stats'])
-    zeros = jax.tree.map(
-      lambda leaf: np.zeros(leaf.shape, leaf.dtype),
-      {name: _optimizer_shapes(params[name]) for name in modules},
-    )
-    return self.put_state(TrainingState(params, batch_stats, zeros))
+    params, batch_stats = variables['params'], variables['batch_stats']
+    state = {}
+    for name, (*_, opt_state) in self.state_shapes(genotype).items():
+      zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), opt_state)
+      tree = params[name], batch_stats.get(name, {}), zeros
+      state[name] = vectors.ravel_on_host(tree)
+    return self.put_state(state)
 
-  def put_state(self, state: TrainingState) -> TrainingState:
-    """Puts a state on the device, in buffers that training may overwrite."""
-    replicated = sharding.replicated(self.data.mesh)
-    opt_state = jax.device_put(state.opt_state, replicated, may_alias=False)
-    return TrainingState(
-      self.data.put(state.params), self.data.put(state.batch_stats), opt_state
-    )
+  def put_state(self, state: Mapping[str, Any]) -> TrainingState:
+    """Puts a state on the device."""
+    on_device: TrainingState = self.data.put(dict(state))
+    return on_device
+
+  def variables(self, genotype: Genotype, state: TrainingState) -> dict[str, Any]:
+    """Returns the variables of a network in a state, on the host."""
+    params, batch_stats = {}, {}
+    for name, shapes in self.state_shapes(genotype).items():
+      # Copied, so that the moments are not kept.
+      vector = np.asarray(state[name])[: vectors.size(shapes[:2])].copy()
+      params[name], batch_stats[name] = vectors.unravel(vector, shapes[:2])
+    del batch_stats[CLASSIFIER]
+    return {'params': params, 'batch_stats': batch_stats}
+
+  def state_shapes(self, genotype: Genotype) -> dict[str, Any]:
+    """Returns the `programs.state_shapes` of each module."""
+    blocks, head, *_ = self._modules(genotype)
+    names, channels = map(model.block_name, genotype.blocks), self.image_shape[-1]
+    shapes = {}
+    for name, block in zip(names, blocks):
+      shapes[name] = programs.state_shapes(BLOCK_FUNCTIONS, block, channels)
+      channels = block.filters
+    shapes[CLASSIFIER] = programs.state_shapes(HEAD_FUNCTIONS, head, channels)
+    return shapes
 
   def compile(self, genotype: Genotype) -> None:
     """Compiles a network's programs, in threads, unless they are in memory."""

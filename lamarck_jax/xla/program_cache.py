@@ -16,9 +16,9 @@ from lamarck_jax.xla.programs import (
   BlockPrograms,
   HeadFunctions,
   HeadPrograms,
-  Tree,
 )
 from lamarck_jax.xla.stored_programs import StoredPrograms
+from lamarck_jax.xla.vectors import Tree
 
 # The programs of this many blocks stay in memory. On CPU a block's three have some 120
 # memory maps and 3 MB, and the kernel allows a process 65,530 maps. An individual has

@@ -19,10 +19,8 @@ from jax import stages
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lamarck_jax.xla import compiler, sharding
-
-# A tree of arrays, or of their shapes, dtypes and shardings.
-Tree = Any
+from lamarck_jax.xla import compiler, sharding, vectors
+from lamarck_jax.xla.vectors import Tree
 
 # Compiles a traced program with XLA's options.
 CompileProgram = Callable[[stages.Lowered, compiler.Options | None], stages.Compiled]
@@ -38,17 +36,17 @@ class BlockFunctions(NamedTuple):
 
   Attributes:
     shapes: (module, channels) -> the shapes of its variables.
-    init_optimizer: params -> opt_state.
+    init_optimizer: params -> opt_state, of a vector.
+    update: (gradients, params, opt_state, learning_rate) -> (params, opt_state), of
+      vectors.
     forward: (module, params, batch_stats, inputs) -> (outputs, pullback, batch_stats).
-    backward: (pullback, gradient, params, opt_state, learning_rate) ->
-      (gradient of the inputs or None, params, opt_state).
     infer: (module, params, batch_stats, inputs) -> outputs.
   """
 
   shapes: Callable[..., Tree]
   init_optimizer: Callable[..., Tree]
+  update: Callable[..., tuple[jax.Array, Tree]]
   forward: Callable[..., tuple[jax.Array, Callable[..., Any], Tree]]
-  backward: Callable[..., tuple[Any, Tree, Tree]]
   infer: Callable[..., jax.Array]
 
 
@@ -56,17 +54,39 @@ class HeadFunctions(NamedTuple):
   """What is compiled for the classifier with the loss.
 
   Attributes:
-    shapes: (module, channels) -> the shapes of its variables.
-    init_optimizer: params -> opt_state.
-    train: (module, params, inputs, targets, opt_state, learning_rate, total) ->
-      (gradient of the inputs, params, opt_state, step, total).
+    shapes, init_optimizer, update: As of a block.
+    train: (module, params, inputs, targets, total) ->
+      (gradients of params and inputs, step, total).
     infer: (module, params, inputs, targets, num_examples, total) -> (step, total).
   """
 
   shapes: Callable[..., Tree]
   init_optimizer: Callable[..., Tree]
-  train: Callable[..., tuple[jax.Array, Tree, Tree, jax.Array, jax.Array]]
+  update: Callable[..., tuple[jax.Array, Tree]]
+  train: Callable[..., tuple[tuple[Tree, jax.Array], jax.Array, jax.Array]]
   infer: Callable[..., tuple[jax.Array, jax.Array]]
+
+
+def state_shapes(
+  functions: BlockFunctions | HeadFunctions, module: nn.Module, channels: int
+) -> tuple[Tree, Tree, Tree]:
+  """Returns the shapes of what a module's training changes.
+
+  Programs get and return them as one vector, see `vectors`.
+
+  Returns:
+    Those of params, batch_stats and opt_state.
+  """
+  variables = functions.shapes(module, channels)
+  params = variables['params']
+  opt_state = _optimizer_shapes(functions.init_optimizer, vectors.size(params))
+  return params, variables.get('batch_stats', {}), opt_state
+
+
+@functools.lru_cache(maxsize=1024)
+def _optimizer_shapes(init_optimizer: Callable[..., Tree], size: int) -> Any:
+  # Tracing takes milliseconds, and most blocks of a child have been trained before.
+  return jax.eval_shape(init_optimizer, jax.ShapeDtypeStruct((size,), jnp.float32))
 
 
 @jax.tree_util.register_static
@@ -81,40 +101,50 @@ class _Argument:
   index: int
 
 
+class Residuals(NamedTuple):
+  """What `BlockPrograms.forward` keeps for `backward`.
+
+  Attributes:
+    inputs: Those of `forward`.
+    kept: What it has computed on the way.
+    batch_stats: The updated statistics, as a vector.
+  """
+
+  inputs: Tree
+  kept: list[Any]
+  batch_stats: Any
+
+
 class BlockPrograms(NamedTuple):
-  """The compiled programs of a block."""
+  """The compiled programs of a block; a state is the vector of `state_shapes`."""
 
   compiled_forward: stages.Compiled
   compiled_backward: stages.Compiled
   compiled_infer: stages.Compiled
 
-  def forward(
-    self, params: Tree, batch_stats: Tree, inputs: Tree
-  ) -> tuple[jax.Array, Tree, tuple[Tree, list[jax.Array]]]:
-    """Returns outputs, updated statistics and the residuals for `backward`."""
-    outputs, residuals, batch_stats = self.compiled_forward(params, batch_stats, inputs)
-    return outputs, batch_stats, (inputs, residuals)
+  def forward(self, state: jax.Array, inputs: Tree) -> tuple[jax.Array, Residuals]:
+    """Returns outputs in training mode, and what `backward` needs."""
+    outputs, kept, batch_stats = self.compiled_forward(state, inputs)
+    return outputs, Residuals(inputs, kept, batch_stats)
 
   def backward(
     self,
-    residuals: tuple[Tree, list[jax.Array]],
+    residuals: Residuals,
     gradient: jax.Array,
-    params: Tree,
-    opt_state: Tree,
+    state: jax.Array,
     learning_rate: jax.Array,
-  ) -> tuple[Any, Tree, Tree]:
-    """Returns the gradient of the inputs (or None), params and opt_state.
+  ) -> tuple[jax.Array | None, jax.Array]:
+    """Returns the gradient of the inputs (or None), and the state after a step.
 
     Args:
       residuals: Those of `forward`.
       gradient: Of the outputs.
-      params: Those that `forward` got.
-      opt_state: It is overwritten.
+      state: The one that `forward` got.
       learning_rate: Adam's, float32 scalar.
     """
-    return self.compiled_backward(
-      *residuals, gradient, params, opt_state, learning_rate
-    )
+    gradients: tuple[jax.Array | None, jax.Array]
+    gradients = self.compiled_backward(residuals, gradient, state, learning_rate)
+    return gradients
 
   def infer(self, params: Tree, batch_stats: Tree, inputs: Tree) -> jax.Array:
     """Returns the outputs in evaluation mode."""
@@ -122,7 +152,13 @@ class BlockPrograms(NamedTuple):
 
 
 class HeadPrograms(NamedTuple):
-  """The compiled programs of the head, with the arguments of `HeadFunctions`."""
+  """The compiled programs of the head.
+
+  Attributes:
+    train: (state, inputs, targets, learning_rate, total) ->
+      (gradient of the inputs, state, step, total).
+    infer: As in `HeadFunctions`, without the module.
+  """
 
   train: stages.Compiled
   infer: stages.Compiled
@@ -147,35 +183,33 @@ def compile_block(
   """
   mesh = sharding.mesh_of(inputs)
   sharded, replicated = sharding.sharded(mesh), sharding.replicated(mesh)
-  variables = functions.shapes(module, _num_channels(inputs))
-  params, batch_stats = variables['params'], variables['batch_stats']
-  opt_state = jax.eval_shape(functions.init_optimizer, params)
-  params, batch_stats, opt_state = _structs(
-    (params, batch_stats, opt_state), replicated
-  )
+  shapes = state_shapes(functions, module, _num_channels(inputs))
+  params, batch_stats, _ = _structs(shapes, replicated)
+  state = _vector(shapes, replicated)
   options = compiler.block_options(mesh.devices.flat[0].platform)
-  structures: list[jax.tree_util.PyTreeDef] = []
+  structures: list[_Structure] = []
   with jax.set_mesh(mesh), concurrent.futures.ThreadPoolExecutor(1) as thread:
     with tracing:
       forward = jax.jit(
         functools.partial(
-          _forward_with_residuals, functions.forward, module, sharded, structures
+          _forward_with_residuals, functions, module, shapes, sharded, structures
         ),
         out_shardings=(sharded, None, replicated),
-      ).lower(params, batch_stats, inputs)
+      ).lower(state, inputs)
     compiled_forward = thread.submit(compile_program, forward, options)
-    outputs, residuals, _ = forward.out_info
+    outputs, kept, new_stats = forward.out_info
     with tracing:
       backward = jax.jit(
-        functools.partial(_backward_of_residuals, functions.backward, structures[-1]),
-        donate_argnames='opt_state',
-        out_shardings=(sharded, replicated, replicated),
+        functools.partial(_backward_of_residuals, functions, shapes, structures[-1]),
+        out_shardings=(sharded, replicated),
       ).lower(
-        inputs,
-        [_struct(leaf, _kept(leaf, outputs, sharded)) for leaf in residuals],
+        Residuals(
+          inputs,
+          [_struct(leaf, _kept(leaf, outputs, sharded)) for leaf in kept],
+          _struct(new_stats, replicated),
+        ),
         _struct(outputs, sharded),
-        params,
-        opt_state,
+        state,
         _scalar(jnp.float32, replicated),
       )
     compiled_backward = compile_program(backward, options)
@@ -187,13 +221,27 @@ def compile_block(
   return BlockPrograms(compiled_forward.result(), compiled_backward, compiled_infer)
 
 
+class _Structure(NamedTuple):
+  """How a pullback is made from what `forward` has kept.
+
+  Attributes:
+    pullback: Its structure.
+    shapes: Of those of its leaves that are joined in the last array kept.
+    is_joined: Which ones these are.
+  """
+
+  pullback: jax.tree_util.PyTreeDef
+  shapes: list[jax.ShapeDtypeStruct]
+  is_joined: list[bool]
+
+
 def _forward_with_residuals(
-  forward: Callable[..., Any],
+  functions: BlockFunctions,
   module: nn.Module,
+  shapes: tuple[Tree, Tree, Tree],
   sharded: NamedSharding,
-  structures: list[jax.tree_util.PyTreeDef],
-  params: Tree,
-  batch_stats: Tree,
+  structures: list[_Structure],
+  state: jax.Array,
   inputs: Tree,
 ) -> Any:
   """Returns the pullback's leaves in its place, and adds its structure to `structures`.
@@ -201,39 +249,60 @@ def _forward_with_residuals(
   JAX keeps the structures of the arguments and outputs of compiled programs for good,
   and a pullback's holds jaxprs, some 40 KB a block.
   """
-  outputs, pullback, batch_stats = forward(module, params, batch_stats, inputs)
+  params, batch_stats, _ = vectors.unravel(state, shapes)
+  outputs, pullback, batch_stats = functions.forward(
+    module, params, batch_stats, inputs
+  )
   arguments = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves((params, inputs)))}
 
   def keep(leaf: Any) -> Any:
     if id(leaf) in arguments:
       # A program that returned an argument would copy it.
       return _Argument(arguments[id(leaf)])
-    # Without the constraint XLA's partitioner would choose the sharding.
-    return jax.lax.with_sharding_constraint(leaf, _kept(leaf, outputs, sharded))
+    return leaf
 
-  residuals, structure = jax.tree.flatten(jax.tree.map(keep, pullback))
-  structures.append(structure)
-  return outputs, residuals, batch_stats
+  leaves, structure = jax.tree.flatten(jax.tree.map(keep, pullback))
+  is_joined = [leaf.ndim < 2 and leaf.dtype == jnp.float32 for leaf in leaves]
+  joined = [leaf for leaf, joins in zip(leaves, is_joined) if joins]
+  kept = [leaf for leaf, joins in zip(leaves, is_joined) if not joins]
+  kept.append(vectors.ravel(joined))
+  structures.append(
+    _Structure(structure, [jax.typeof(leaf) for leaf in joined], is_joined)
+  )
+  # Without the constraint XLA's partitioner would choose the sharding.
+  kept = [
+    jax.lax.with_sharding_constraint(leaf, _kept(leaf, outputs, sharded))
+    for leaf in kept
+  ]
+  return outputs, kept, vectors.ravel(batch_stats)
 
 
 def _backward_of_residuals(
-  backward: Callable[..., Any],
-  structure: jax.tree_util.PyTreeDef,
-  inputs: Tree,
-  residuals: list[jax.Array],
+  functions: BlockFunctions,
+  shapes: tuple[Tree, Tree, Tree],
+  structure: _Structure,
+  residuals: Residuals,
   gradient: jax.Array,
-  params: Tree,
-  opt_state: Tree,
+  state: jax.Array,
   learning_rate: jax.Array,
 ) -> Any:
   """Takes the leaves of the pullback in its place."""
+  inputs, (*kept, vector), batch_stats = residuals
+  params, _, opt_state = vectors.unravel(state, shapes)
   arguments = jax.tree.leaves((params, inputs))
+  separate, joined = iter(kept), iter(vectors.unravel(vector, structure.shapes))
+  leaves = [next(joined if joins else separate) for joins in structure.is_joined]
   pullback = jax.tree.map(
     lambda leaf: arguments[leaf.index] if isinstance(leaf, _Argument) else leaf,
-    jax.tree.unflatten(structure, residuals),
+    jax.tree.unflatten(structure.pullback, leaves),
     is_leaf=lambda leaf: isinstance(leaf, _Argument),
   )
-  return backward(pullback, gradient, params, opt_state, learning_rate)
+  gradients, *input_gradient = pullback(gradient)
+  params, opt_state = functions.update(
+    vectors.ravel(gradients), state[: vectors.size(params)], opt_state, learning_rate
+  )
+  state = vectors.ravel((params, batch_stats, opt_state))
+  return (input_gradient or [None])[0], state
 
 
 def _kept(leaf: Any, outputs: Any, sharded: NamedSharding) -> NamedSharding:
@@ -263,9 +332,8 @@ def compile_head(
   """
   mesh = sharding.mesh_of(inputs)
   sharded, replicated = sharding.sharded(mesh), sharding.replicated(mesh)
-  params = functions.shapes(module, _num_channels(inputs))['params']
-  opt_state = jax.eval_shape(functions.init_optimizer, params)
-  params, opt_state = _structs((params, opt_state), replicated)
+  shapes = state_shapes(functions, module, _num_channels(inputs))
+  params, _, _ = _structs(shapes, replicated)
   scalar, count = (_scalar(dtype, replicated) for dtype in (jnp.float32, jnp.int32))
   logits = jax.eval_shape(module.apply, {'params': params}, inputs)
   counts = jax.ShapeDtypeStruct(logits.shape[1:] * 2, jnp.int32, sharding=replicated)
@@ -273,16 +341,36 @@ def compile_head(
   with jax.set_mesh(mesh):
     with tracing:
       train = jax.jit(
-        functools.partial(functions.train, module),
-        donate_argnames='opt_state',
-        out_shardings=(sharded, *[replicated] * 4),
-      ).lower(params, inputs, targets, opt_state, scalar, scalar)
+        functools.partial(_train_head, functions, module, shapes),
+        out_shardings=(sharded, *[replicated] * 3),
+      ).lower(_vector(shapes, replicated), inputs, targets, scalar, scalar)
       infer = jax.jit(
         functools.partial(functions.infer, module), out_shardings=replicated
       ).lower(params, inputs, targets, count, counts)
     return HeadPrograms(
       compile_program(train, options), compile_program(infer, options)
     )
+
+
+def _train_head(
+  functions: HeadFunctions,
+  module: nn.Module,
+  shapes: tuple[Tree, Tree, Tree],
+  state: jax.Array,
+  inputs: jax.Array,
+  targets: Tree,
+  learning_rate: jax.Array,
+  total: jax.Array,
+) -> Any:
+  """Trains the head on a batch; see `HeadPrograms.train`."""
+  params, _, opt_state = vectors.unravel(state, shapes)
+  (gradients, input_gradient), step, total = functions.train(
+    module, params, inputs, targets, total
+  )
+  params, opt_state = functions.update(
+    vectors.ravel(gradients), state[: vectors.size(params)], opt_state, learning_rate
+  )
+  return input_gradient, vectors.ravel((params, opt_state)), step, total
 
 
 def _num_channels(inputs: Tree) -> int:
@@ -295,6 +383,11 @@ def _struct(leaf: Any, leaf_sharding: NamedSharding) -> jax.ShapeDtypeStruct:
 
 def _structs(tree: Tree, leaf_sharding: NamedSharding) -> Any:
   return jax.tree.map(lambda leaf: _struct(leaf, leaf_sharding), tree)
+
+
+def _vector(shapes: Tree, replicated: NamedSharding) -> jax.ShapeDtypeStruct:
+  shape = (vectors.size(shapes),)
+  return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated)
 
 
 def _scalar(dtype: Any, replicated: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -312,11 +405,11 @@ class InFlight:
     self._num_started = 0
     self._awaited: jax.Array | None = None
 
-  def add(self, outputs: Tree) -> None:
-    """Counts a program by its outputs; waits if there may be too many."""
+  def add(self, output: jax.Array) -> None:
+    """Counts a program by one of its outputs; waits if there may be too many."""
     self._num_started += 1
     if self._num_started % (MAX_IN_FLIGHT // 2):
       return
     if self._awaited is not None:
       self._awaited.block_until_ready()
-    self._awaited = jax.tree.leaves(outputs)[0]
+    self._awaited = output

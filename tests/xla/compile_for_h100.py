@@ -44,29 +44,18 @@ def main() -> None:
     kept = sharding.sharded if shape[:1] == (BATCH_SIZE,) else sharding.replicated
     return jax.ShapeDtypeStruct(shape, dtype, sharding=kept(mesh))
 
-  init_optimizer, tracing = training.adam(0.0).init, threading.Lock()
-  block_functions = programs.BlockFunctions(
-    model.block_shapes,
-    init_optimizer,
-    training.forward,
-    training.backward,
-    training.infer,
-  )
-  head_functions = programs.HeadFunctions(
-    model.classifier_shapes,
-    init_optimizer,
-    training.train_head,
-    training.count_predictions,
-  )
+  tracing = threading.Lock()
   for filters, kernel_size, stride, size, channels, dtype in BLOCKS:
     block = fused_block.ConvBlock(filters, kernel_size, stride, jnp.dtype(dtype).type)
     inputs = struct(dtype, BATCH_SIZE, size, size, channels)
-    programs.compile_block(block_functions, block, inputs, tracing)
+    programs.compile_block(training.BLOCK_FUNCTIONS, block, inputs, tracing)
   targets = on_device.Targets(
     struct('int32', 60_000), struct('int32', 88, BATCH_SIZE), struct('int32'), None
   )
   inputs = struct('float32', BATCH_SIZE, 8, 8, 256)
-  programs.compile_head(head_functions, model.Classifier(10), inputs, targets, tracing)
+  programs.compile_head(
+    training.HEAD_FUNCTIONS, model.Classifier(10), inputs, targets, tracing
+  )
 
 
 if __name__ == '__main__':

@@ -58,7 +58,7 @@ def test_a_training_step_of_a_block_moves_few_bytes(dump, block, megabytes):
 
 
 def test_the_head_neither_scatters_nor_sorts(dump):
-  for function in ('train_head', 'count_predictions'):
+  for function in ('_train_head', 'count_predictions'):
     (path,) = programs(dump, function)
     assert not re.search(r'\b(scatter|sort)\(', path.read_text())
 

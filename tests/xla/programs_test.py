@@ -35,22 +35,23 @@ def forward(block, params, stats, x):
   y = jnp.broadcast_to(x[..., :1] * params['factor'], (*x.shape[:3], block.filters))
   return (
     y,
-    jax.tree_util.Partial(lambda factor, dy: factor * dy, params['factor']),
+    jax.tree_util.Partial(
+      lambda factor, dy: ({'factor': (factor * dy).sum()},), params['factor']
+    ),
     stats,
   )
 
 
-def backward(pullback, gradient, params, opt_state, rate):
-  factor = params['factor'] + pullback(gradient).sum() * rate
-  return None, {'factor': factor}, opt_state
+def update(gradients, params, opt_state, rate):
+  return params + gradients * rate, opt_state
 
 
 def infer(block, params, stats, x):
   return forward(block, params, stats, x)[0]
 
 
-def train_head(head, params, x, targets, opt_state, rate, total):
-  return x, params, opt_state, targets.step + 1, total + jnp.sum(x)
+def train_head(head, params, x, targets, total):
+  return (params, x), targets.step + 1, total + jnp.sum(x)
 
 
 def count(head, params, x, targets, num_examples, total):
@@ -64,10 +65,14 @@ def shapes(*_):
   }
 
 
+def init_optimizer(params):
+  return params
+
+
 def make_cache(forward=forward, num_threads=2):
   return program_cache.ProgramCache(
-    programs.BlockFunctions(shapes, lambda params: params, forward, backward, infer),
-    programs.HeadFunctions(shapes, lambda params: params, train_head, count),
+    programs.BlockFunctions(shapes, init_optimizer, update, forward, infer),
+    programs.HeadFunctions(shapes, init_optimizer, update, train_head, count),
     batch_size=2,
     num_threads=num_threads,
     max_blocks=_MAX_BLOCKS,
@@ -119,18 +124,16 @@ def test_jaxs_own_caches_do_not_grow_with_every_block_ever_compiled(network):
 
 
 def test_residuals_that_are_inputs_or_parameters_are_not_copied():
-  functions = programs.BlockFunctions(
-    shapes, lambda params: params, forward, backward, infer
-  )
+  functions = programs.BlockFunctions(shapes, init_optimizer, update, forward, infer)
   block = programs.compile_block(
     functions, Scaling(1), struct(jnp.float32, 2, 4, 4, 1), threading.Lock()
   )
-  x, params = jnp.ones((2, 4, 4, 1)), {'factor': jnp.float32(3)}
-  outputs, _, residuals = block.forward(params, {}, x)
-  assert all(leaf is x for leaf in jax.tree.leaves(residuals))
-  opt_state, rate = {'factor': jnp.float32(0)}, jnp.float32(1)
-  _, updated, _ = block.backward(residuals, outputs, params, opt_state, rate)
-  assert float(updated['factor']) == 3 + 3 * outputs.sum()
+  x, state = jnp.ones((2, 4, 4, 1)), jnp.array([3.0, 7.0])  # The factor, the optimizer.
+  outputs, residuals = block.forward(state, x)
+  assert residuals.inputs is x
+  assert not any(leaf.size for leaf in jax.tree.leaves(residuals[1:]))
+  _, updated = block.backward(residuals, outputs, state, jnp.float32(1))
+  assert updated.tolist() == [3 + 3 * float(outputs.sum()), 7]
 
 
 def test_one_program_is_traced_at_a_time():
