@@ -145,8 +145,7 @@ def _search(
   with Progress(config.budget_epochs, state.evolution.epochs_used) as progress:
     while not state.evolution.done:
       generation = _ask(state, living)
-      # The first network is trained here, while the workers start.
-      if workers and any(candidate.offspring.parents for candidate in generation):
+      if workers:
         outcomes = workers.evaluate(generation, progress)
       else:
         outcomes = trial.one_by_one(config, trainer, generation, progress)

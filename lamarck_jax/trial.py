@@ -129,6 +129,14 @@ def learning_rates(config: config_dict.ConfigDict) -> list[float]:
   ]
 
 
+def prepare(config: config_dict.ConfigDict, trainer: Trainer) -> None:
+  """Does what takes longer the first time, before there is a candidate."""
+  key = random_key(config.seed, 0, Purpose.TRAINING)
+  trainer.data.shuffled(jax.random.fold_in(key, 0))
+  with _fixed_blas_threads(config):
+    pass
+
+
 def one_by_one(
   config: config_dict.ConfigDict,
   trainer: Trainer,

@@ -39,6 +39,7 @@ class Evaluator:
     """
     devices.check_platform()
     self._trainer = trial.make_trainer(self._config, dataset)
+    trial.prepare(self._config, self._trainer)
 
   @jax_settings.applied()
   def evaluate(
