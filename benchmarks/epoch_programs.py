@@ -50,7 +50,7 @@ def epoch_function(genotype: Any, steps: int, data: Any) -> Any:
 
   from lamarck_jax import model, training
   from lamarck_jax.model import CLASSIFIER
-  from lamarck_jax.xla import fused_block
+  from lamarck_jax.xla import fused_block, vectors
 
   blocks = {
     model.block_name(b): fused_block.ConvBlock(b.filters, b.kernel_size, b.stride)
@@ -60,22 +60,24 @@ def epoch_function(genotype: Any, steps: int, data: Any) -> Any:
 
   def step(order: Any, rate: jax.Array, index: jax.Array, carry: Any) -> Any:
     state, total = carry
-    state, pullbacks, x = dict(state), {}, data.images(order, index)
+    state, forward, x = dict(state), {}, data.images(order, index)
 
     def update(name: str, gradients: Any, batch_stats: Any) -> None:
       params, _, opt_state = state[name]
-      params, opt_state = training.adam_update(gradients, params, opt_state, rate)
-      state[name] = params, batch_stats, opt_state
+      vector, opt_state = training.adam_update(
+        vectors.ravel(gradients), vectors.ravel(params), opt_state, rate
+      )
+      state[name] = vectors.unravel(vector, params), batch_stats, opt_state
 
     for name, block in blocks.items():
       params, batch_stats, _ = state[name]
-      x, *pullbacks[name] = training.forward(block, params, batch_stats, x)
-    (gradients, gradient), _, total = training.train_head(
+      x, *forward[name] = training.forward(block, params, batch_stats, x)
+    (gradients, gradient), _, total = training.head_gradients(
       head, state[CLASSIFIER][0], x, data.targets(order, index), total
     )
     update(CLASSIFIER, gradients, {})
     for name in reversed(blocks):
-      pullback, batch_stats = pullbacks[name]
+      pullback, batch_stats = forward[name]
       gradients, *input_gradient = pullback(gradient)
       update(name, gradients, batch_stats)
       gradient = (input_gradient or [None])[0]
@@ -100,7 +102,7 @@ def measure(
   from lamarck_jax.data.augmentation import NO_AUGMENTATION
   from lamarck_jax.genotype import Genotype
   from lamarck_jax.runtime import allocator, devices
-  from lamarck_jax.xla import compiler
+  from lamarck_jax.xla import compiler, sharding, vectors
 
   allocator.keep_freed_memory(4 * 64 * batch_size * size**2)
   devices.configure_cpu_devices(batch_size, size)
@@ -120,9 +122,9 @@ def measure(
     params, batch_stats = variables['params'], variables['batch_stats']
     state = {}
     for name in params:
-      opt_state = optax.adam(0.0).init(params[name])
+      opt_state = optax.adam(0.0).init(vectors.ravel_on_host(params[name]))
       state[name] = params[name], batch_stats.get(name, {}), opt_state
-    return jax.device_put(state, may_alias=False)
+    return jax.device_put(state, sharding.replicated(data.mesh), may_alias=False)
 
   initial = trainer.initial_state(genotype, variables)
   trainer.compile(genotype)
@@ -169,7 +171,7 @@ def main() -> None:
   """Runs the benchmark."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--out', help='JSON file for the figures')
+  parser.add_argument('--out', type=common.path, help='JSON file for the figures')
   args = parser.parse_args()
   rows = []
   for network in NETWORKS:

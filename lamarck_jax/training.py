@@ -64,7 +64,7 @@ def forward(
   return jax.vjp(apply, *primals, has_aux=True)
 
 
-def train_head(
+def head_gradients(
   head: model.Classifier, params: Tree, x: jax.Array, targets: Targets, total: jax.Array
 ) -> tuple[tuple[Tree, jax.Array], jax.Array, jax.Array]:
   """Takes the gradients of the loss on a batch, and adds the loss to `total`.
@@ -127,7 +127,7 @@ BLOCK_FUNCTIONS = programs.BlockFunctions(
   model.block_shapes, _init_adam, adam_update, forward, infer
 )
 HEAD_FUNCTIONS = programs.HeadFunctions(
-  model.classifier_shapes, _init_adam, adam_update, train_head, count_predictions
+  model.classifier_shapes, _init_adam, adam_update, head_gradients, count_predictions
 )
 
 
@@ -316,9 +316,8 @@ class Trainer:
     """Returns the variables of a network in a state, on the host."""
     params, batch_stats = {}, {}
     for name, shapes in self.state_shapes(genotype).items():
-      # Copied, so that the moments are not kept.
-      vector = np.asarray(state[name])[: vectors.size(shapes[:2])].copy()
-      params[name], batch_stats[name] = vectors.unravel(vector, shapes[:2])
+      vector = np.asarray(state[name])
+      params[name], batch_stats[name], _ = vectors.unravel(vector, shapes)
     del batch_stats[CLASSIFIER]
     return {'params': params, 'batch_stats': batch_stats}
 

@@ -58,7 +58,7 @@ class Outcome:
   """What an evaluation has found; what it did not get to is None.
 
   Attributes:
-    variables: The trained variables; None if it failed.
+    variables: The trained variables, on the host; None if it failed.
     r2: Of the fit behind a crossover's seam, if there was one.
     fitness_before: Its fitness before training.
     fitness: The same after training.
@@ -133,8 +133,8 @@ def prepare(config: config_dict.ConfigDict, trainer: Trainer) -> None:
   """Does what takes longer the first time, before there is a candidate."""
   key = random_key(config.seed, 0, Purpose.TRAINING)
   trainer.data.shuffled(jax.random.fold_in(key, 0))
-  with _fixed_blas_threads(config):
-    pass
+  if config.algorithm == 'population':
+    _blas()
 
 
 def one_by_one(

@@ -12,7 +12,7 @@ from lamarck_jax import completion, evolution, search, training, trial
 from lamarck_jax.data import datasets
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
-from lamarck_jax.run_directory import records
+from lamarck_jax.run_directory import records, training_state
 from tests.conftest import read_events, run_until
 
 
@@ -244,9 +244,9 @@ def test_completion_starts_from_the_saved_weights_and_is_not_repeated(
   assert search.run(tiny_config, tmp_path / 'run') == result
 
 
-@pytest.mark.parametrize('damaged', [False, True])
+@pytest.mark.parametrize('damage', [None, 'a byte', 'another version'])
 def test_an_interrupted_completion_goes_on_from_the_last_epoch_saved(
-  tiny_config, tmp_path, monkeypatch, damaged
+  tiny_config, tmp_path, monkeypatch, damage, caplog
 ):
   tiny_config.completion.epochs = (2, 4)
   tiny_config.completion.learning_rates = (1e-3, 1e-4)
@@ -269,11 +269,16 @@ def test_an_interrupted_completion_goes_on_from_the_last_epoch_saved(
   with pytest.raises(KeyboardInterrupt):
     search.run(tiny_config, workdir)
   (saved,) = (workdir / 'weights').glob('completing_*')
-  if damaged:
+  if damage == 'a byte':
     saved.write_bytes(saved.read_bytes()[:-1] + b'?')
+  elif damage:  # Version 0.1.0 had nine arrays for each block.
+    content = training_state.to_arrays([np.zeros(2)] * 9, 3)
+    directory = records.RunDirectory(workdir, tiny_config.to_dict())
+    directory.write_completing(int(saved.stem.partition('_')[2]), content)
   epochs.clear()
   result = search.run(tiny_config, workdir)
-  assert epochs == ([0, 1, 2, 3] if damaged else [3])
+  assert epochs == ([0, 1, 2, 3] if damage else [3])
+  assert ('as of another version' in caplog.text) == (damage == 'another version')
   assert not saved.exists()
   for checkpoint in (*result['checkpoints'], *desired['checkpoints']):
     del checkpoint['seconds']

@@ -222,16 +222,17 @@ def test_an_epoch_is_a_fresh_permutation_and_drops_the_remainder(tiny_dataset):
 def test_bfloat16_trains_and_keeps_float32_parameters(tiny_dataset):
   genotype = Genotype.parse('8c3 8c3s2')
   trainer = training.Trainer(tiny_dataset, batch_size=36, compute_dtype='bfloat16')
+  variables = model.init_variables(KEY, genotype, 1, 3)
   losses: list[float] = []
   trained = trainer.train(
-    KEY,
-    genotype,
-    model.init_variables(KEY, genotype, 1, 3),
-    [1e-2] * 10,
-    lambda epoch, loss: losses.append(loss),
+    KEY, genotype, variables, [1e-2] * 10, lambda epoch, loss: losses.append(loss)
   )
   assert losses[-1] < losses[0] / 2
   assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {jnp.dtype('float32')}
+  # A step that bfloat16 would round away.
+  trained = trainer.train(KEY, genotype, variables, [1e-5])
+  change = abs(trained['params']['block_0']['norm']['scale'] - 1)
+  assert 0 < change.max() < jnp.finfo(jnp.bfloat16).eps / 2
 
 
 def test_programs_are_compiled_once_and_without_warnings(tiny_dataset):

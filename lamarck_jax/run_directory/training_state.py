@@ -26,12 +26,18 @@ def from_arrays(content: Mapping[str, Any], like: State) -> tuple[State, int]:
   Raises:
     ValueError: If the arrays are not those of such a state.
   """
+  num_leaves = len(jax.tree.leaves(like))
   try:
     saved, num_epochs = content['state'], int(content['num_epochs'])
     leaves = [saved[name] for name in sorted(saved)]
-    state = jax.tree.unflatten(jax.tree.structure(like), leaves)
   except (LookupError, TypeError) as error:
     raise ValueError(f'training state: got {error}, want its arrays') from error
+  if len(leaves) != num_leaves:
+    raise ValueError(
+      f'training state: got {len(leaves)} arrays, as of another version, want'
+      f' {num_leaves}'
+    )
+  state = jax.tree.unflatten(jax.tree.structure(like), leaves)
   jax.tree.map(_check_leaf, like, state)
   return state, num_epochs
 

@@ -1,12 +1,9 @@
 """What runs inside a worker, whoever has started it."""
 
 from collections.abc import Callable
-import dataclasses
 
 from absl import logging
-import jax
 from ml_collections import config_dict
-import numpy as np
 
 from lamarck_jax import trial
 from lamarck_jax.data.datasets import Dataset
@@ -45,10 +42,8 @@ class Evaluator:
   def evaluate(
     self, candidate: Candidate, on_epoch: Callable[[], None] = lambda: None
   ) -> Outcome:
-    """Returns the outcome of a candidate, with its variables on the host."""
+    """Returns the outcome of a candidate."""
     assert self._trainer is not None
     outcome = trial.evaluate(self._config, self._trainer, candidate, on_epoch)
-    variables = jax.tree.map(np.asarray, outcome.variables)
-    outcome = dataclasses.replace(outcome, variables=variables)
     allocator.release_freed_memory()
     return outcome

@@ -55,7 +55,7 @@ class HeadFunctions(NamedTuple):
 
   Attributes:
     shapes, init_optimizer, update: As of a block.
-    train: (module, params, inputs, targets, total) ->
+    gradients: (module, params, inputs, targets, total) ->
       (gradients of params and inputs, step, total).
     infer: (module, params, inputs, targets, num_examples, total) -> (step, total).
   """
@@ -63,7 +63,7 @@ class HeadFunctions(NamedTuple):
   shapes: Callable[..., Tree]
   init_optimizer: Callable[..., Tree]
   update: Callable[..., tuple[jax.Array, Tree]]
-  train: Callable[..., tuple[tuple[Tree, jax.Array], jax.Array, jax.Array]]
+  gradients: Callable[..., tuple[tuple[Tree, jax.Array], jax.Array, jax.Array]]
   infer: Callable[..., tuple[jax.Array, jax.Array]]
 
 
@@ -142,9 +142,11 @@ class BlockPrograms(NamedTuple):
       state: The one that `forward` got.
       learning_rate: Adam's, float32 scalar.
     """
-    gradients: tuple[jax.Array | None, jax.Array]
-    gradients = self.compiled_backward(residuals, gradient, state, learning_rate)
-    return gradients
+    input_gradient: jax.Array | None
+    input_gradient, state = self.compiled_backward(
+      residuals, gradient, state, learning_rate
+    )
+    return input_gradient, state
 
   def infer(self, params: Tree, batch_stats: Tree, inputs: Tree) -> jax.Array:
     """Returns the outputs in evaluation mode."""
@@ -364,7 +366,7 @@ def _train_head(
 ) -> Any:
   """Trains the head on a batch; see `HeadPrograms.train`."""
   params, _, opt_state = vectors.unravel(state, shapes)
-  (gradients, input_gradient), step, total = functions.train(
+  (gradients, input_gradient), step, total = functions.gradients(
     module, params, inputs, targets, total
   )
   params, opt_state = functions.update(

@@ -37,10 +37,10 @@ def ravel_on_host(tree: Tree) -> np.ndarray:
 
 
 def unravel(vector: Any, shapes: Tree) -> Any:
-  """Returns the tree of which `ravel` made a vector, of NumPy's arrays or traced ones.
+  """Returns the tree of which `ravel` made a vector, in arrays of their own.
 
   Args:
-    vector: [size of `shapes`], or longer.
+    vector: [size of `shapes`], or longer; NumPy's, or traced.
     shapes: A tree of shapes and dtypes.
   """
   leaves, structure = jax.tree.flatten(shapes)

@@ -18,7 +18,7 @@ TWO_WORKERS = '--num_workers=2'
 
 
 @pytest.mark.slow
-def test_a_population_whose_worker_is_killed_is_that_of_one_process(
+def test_a_population_whose_workers_are_killed_is_that_of_one_process(
   shared_compilation_cache, tmp_path
 ):
   program = textwrap.dedent("""
@@ -37,12 +37,26 @@ def test_a_population_whose_worker_is_killed_is_that_of_one_process(
     def kill_a_worker(event):
       if event['evaluation'] == 2:
         killed.append(multiprocessing.active_children()[-1])
-        killed[0].kill()
+        killed[-1].kill()
+
+    class Engine(LocalEngine):
+      def start(self, *arguments):
+        worker = super().start(*arguments)
+        evaluate = worker.evaluate
+
+        def kill_all(candidate):
+          evaluate(candidate)
+          if candidate.evaluation == 0 and not killed:
+            killed.extend(multiprocessing.active_children())
+            for process in killed:
+              process.kill()
+
+        worker.evaluate = kill_all
+        return worker
 
     killed = []
-    workers = Workers(LocalEngine(2, cache))
-    search.run(config, path / 'two', kill_a_worker, workers)
-    assert killed[0].exitcode == -9
+    search.run(config, path / 'two', kill_a_worker, Workers(Engine(2, cache)))
+    assert [process.exitcode for process in killed] == [-9] * 3
     assert not multiprocessing.active_children()
   """)
   path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])

@@ -4,12 +4,40 @@ import io
 
 import pytest
 
+from lamarck_jax import search, trial
 from lamarck_jax.errors import UserError
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.population import Offspring
 from lamarck_jax.run_directory.progress import Progress
 from lamarck_jax.trial import Candidate, Outcome
 from lamarck_jax.workers.pool import MAX_DEATHS, Kind, Report, Workers
+from tests.workers.conftest import make_population_config
+
+
+class WorkersHere:
+  """Workers that are this process; the evaluations that they have made."""
+
+  def __init__(self):
+    self.evaluations = []
+
+  def start(self, config):
+    self._config = config
+
+  def send_dataset(self, dataset):
+    self._trainer = trial.make_trainer(self._config, dataset)
+
+  def evaluate(self, candidates, progress):
+    self.evaluations += [candidate.evaluation for candidate in candidates]
+    return trial.one_by_one(self._config, self._trainer, candidates, progress)
+
+  def close(self):
+    self._trainer.close()
+
+
+def test_the_search_itself_trains_no_network_not_even_the_first(tmp_path):
+  workers = WorkersHere()
+  search.run(make_population_config(), tmp_path / 'run', workers=workers)
+  assert workers.evaluations == list(range(7))
 
 
 class Data:

@@ -50,7 +50,7 @@ def infer(block, params, stats, x):
   return forward(block, params, stats, x)[0]
 
 
-def train_head(head, params, x, targets, total):
+def head_gradients(head, params, x, targets, total):
   return (params, x), targets.step + 1, total + jnp.sum(x)
 
 
@@ -72,7 +72,7 @@ def init_optimizer(params):
 def make_cache(forward=forward, num_threads=2):
   return program_cache.ProgramCache(
     programs.BlockFunctions(shapes, init_optimizer, update, forward, infer),
-    programs.HeadFunctions(shapes, init_optimizer, update, train_head, count),
+    programs.HeadFunctions(shapes, init_optimizer, update, head_gradients, count),
     batch_size=2,
     num_threads=num_threads,
     max_blocks=_MAX_BLOCKS,
