@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import errno
+import gc
 import os
 import pathlib
 import shutil
@@ -222,5 +223,7 @@ def test_recording_stops_on_a_full_file_system_and_resumes_once_there_is_room(
     directory.append_event({**EVENTS[0], 'evaluation': len(events)})
     assert len(directory.read_events()) == len(events) + 1
   finally:
-    directory = None  # It holds a folder of the file system open.
+    # They hold folders of the file system open, some in an error's traceback.
+    directory = None
+    gc.collect()
     subprocess.run(['umount', str(mount)], check=True)

@@ -97,12 +97,12 @@ def test_another_option_of_jax_or_another_source_finds_another_one(
   monkeypatch.setattr(stored_programs, '_digest_of_sources', lambda: 'another')
   trained(tiny_dataset)
   assert len(traced) == 6
-  before = jax.config.values['jax_exec_time_optimization_effort']
+  before = jax.config.values['jax_memory_fitting_level']
   try:
-    jax.config.update('jax_exec_time_optimization_effort', 0.5)
+    jax.config.update('jax_memory_fitting_level', 'O1')
     trained(tiny_dataset)
   finally:
-    jax.config.update('jax_exec_time_optimization_effort', before)
+    jax.config.update('jax_memory_fitting_level', before)
   assert len(traced) == 9
 
 
