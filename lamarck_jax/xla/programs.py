@@ -290,7 +290,7 @@ def _backward_of_residuals(
 ) -> Any:
   """Takes the leaves of the pullback in its place."""
   inputs, (*kept, vector), batch_stats = residuals
-  params, _, opt_state = vectors.unravel(state, shapes)
+  params, *_ = vectors.unravel(state, shapes)
   arguments = jax.tree.leaves((params, inputs))
   separate, joined = iter(kept), iter(vectors.unravel(vector, structure.shapes))
   leaves = [next(joined if joins else separate) for joins in structure.is_joined]
@@ -300,11 +300,24 @@ def _backward_of_residuals(
     is_leaf=lambda leaf: isinstance(leaf, _Argument),
   )
   gradients, *input_gradient = pullback(gradient)
-  params, opt_state = functions.update(
-    vectors.ravel(gradients), state[: vectors.size(params)], opt_state, learning_rate
-  )
-  state = vectors.ravel((params, batch_stats, opt_state))
+  state = _updated(functions, shapes, state, gradients, batch_stats, learning_rate)
   return (input_gradient or [None])[0], state
+
+
+def _updated(
+  functions: BlockFunctions | HeadFunctions,
+  shapes: tuple[Tree, Tree, Tree],
+  state: jax.Array,
+  gradients: Tree,
+  batch_stats: Tree,
+  learning_rate: jax.Array,
+) -> jax.Array:
+  """Returns the state after a step of the optimizer, with other statistics."""
+  *_, opt_state = vectors.unravel(state, shapes)
+  params, opt_state = functions.update(
+    vectors.ravel(gradients), state[: vectors.size(shapes[0])], opt_state, learning_rate
+  )
+  return vectors.ravel((params, batch_stats, opt_state))
 
 
 def _kept(leaf: Any, outputs: Any, sharded: NamedSharding) -> NamedSharding:
@@ -365,14 +378,12 @@ def _train_head(
   total: jax.Array,
 ) -> Any:
   """Trains the head on a batch; see `HeadPrograms.train`."""
-  params, _, opt_state = vectors.unravel(state, shapes)
+  params, *_ = vectors.unravel(state, shapes)
   (gradients, input_gradient), step, total = functions.gradients(
     module, params, inputs, targets, total
   )
-  params, opt_state = functions.update(
-    vectors.ravel(gradients), state[: vectors.size(params)], opt_state, learning_rate
-  )
-  return input_gradient, vectors.ravel((params, opt_state)), step, total
+  state = _updated(functions, shapes, state, gradients, {}, learning_rate)
+  return input_gradient, state, step, total
 
 
 def _num_channels(inputs: Tree) -> int:
