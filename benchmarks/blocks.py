@@ -17,7 +17,6 @@ import argparse
 from collections.abc import Callable
 import itertools
 import json
-import threading
 import time
 from typing import Any
 
@@ -121,7 +120,7 @@ def _compile(options: str, module: Any, inputs: Any) -> tuple[Any, float]:
     convolution.even_padding_pays = lambda *_: PADDINGS[options]
   start = time.perf_counter()
   try:
-    compiled = programs.compile_block(functions, module, inputs, threading.Lock())
+    compiled = programs.compile_block(functions, module, inputs)
   finally:
     compiler.block_options, convolution.even_padding_pays = ours
   return compiled, time.perf_counter() - start

@@ -22,6 +22,8 @@ NETWORKS = {
   'mid': '64c3 64c3s2 128c3 128c3s2',
   'evolved7': '64c3 96c3s2 128c3 192c3s2 192c3 256c3s2 256c1',
 }
+# Of `random_dataset`.
+NUM_CLASSES = 10
 
 
 def path(text: str) -> pathlib.Path:
@@ -41,6 +43,22 @@ def load_config(name: str, setting: str = 'lamarckian') -> config_dict.ConfigDic
   spec.loader.exec_module(module)
   config: config_dict.ConfigDict = module.get_config(setting)
   return config
+
+
+def random_dataset(size: int, channels: int, num_train: int) -> Any:
+  """Returns random images; training takes the same time for them as for any."""
+  import numpy as np
+
+  from lamarck_jax.data import datasets
+
+  rng = np.random.default_rng(0)
+
+  def split(count: int) -> Any:
+    images = rng.integers(0, 256, (count, size, size, channels)).astype(np.uint8)
+    return datasets.Split(images, rng.integers(NUM_CLASSES, size=count, dtype=np.int32))
+
+  names = tuple(map(str, range(NUM_CLASSES)))
+  return datasets.Dataset('random', split(num_train), split(64), split(64), names)
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:

@@ -25,21 +25,7 @@ NETWORKS = (
   ('32c5 16c3s2 32c3', 32, 8, 1, 1137),
   ('64c5 32c5s2 64c3', 64, 16, 3, 1280),
 )
-NUM_CLASSES = 10
-
-
-def random_dataset(size: int, channels: int, num_train: int) -> Any:
-  """Returns random images; training takes the same time for them as for any."""
-  from lamarck_jax.data import datasets
-
-  rng = np.random.default_rng(0)
-
-  def split(count: int) -> Any:
-    images = rng.integers(0, 256, (count, size, size, channels)).astype(np.uint8)
-    return datasets.Split(images, rng.integers(NUM_CLASSES, size=count, dtype=np.int32))
-
-  names = tuple(map(str, range(NUM_CLASSES)))
-  return datasets.Dataset('random', split(num_train), split(64), split(64), names)
+NUM_CLASSES = common.NUM_CLASSES
 
 
 def epoch_function(genotype: Any, steps: int, data: Any) -> Any:
@@ -106,7 +92,8 @@ def measure(
 
   allocator.keep_freed_memory(4 * 64 * batch_size * size**2)
   devices.configure_cpu_devices(batch_size, size)
-  genotype, dataset = Genotype.parse(text), random_dataset(size, channels, num_train)
+  genotype = Genotype.parse(text)
+  dataset = common.random_dataset(size, channels, num_train)
   trainer = training.Trainer(dataset, batch_size=batch_size)
   data = on_device.DeviceData(dataset, batch_size, NO_AUGMENTATION)
   key, rate = jax.random.key(0), data.put(np.float32(1e-3))

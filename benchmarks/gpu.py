@@ -7,6 +7,7 @@ The parts, in order; each writes DIR/<part>.json as it goes, and has a time limi
   search_float32   76 of 512 epochs of the paper's search on CIFAR-10, with TF32
   search_bfloat16  the same with `compute_dtype=bfloat16`
   beside_torch     a small search, and PyTorch training the same networks (search_speed)
+  beside_tracing   a step of tiny networks beside a thread that traces (beside_tracing)
   determinism      a search on digits twice, with two empty compilation caches
   blocks           single blocks under sets of XLA's options, and strided ones with and
                    without even padding (blocks)
@@ -31,7 +32,7 @@ import tempfile
 import time
 from typing import Any
 
-from benchmarks import blocks, common, search_figures
+from benchmarks import beside_tracing, blocks, common, search_figures
 from benchmarks.gpu_session import (
   DIGITS,
   TINY_EPOCHS,
@@ -105,6 +106,19 @@ def beside_torch(session: Session) -> str:
         ]
       ],
     )
+  return process.outcome
+
+
+def step_beside_tracing(session: Session) -> str:
+  """Times steps of tiny networks beside a thread that traces."""
+  path = session.out / 'beside_tracing.json'
+  command = [sys.executable, '-m', 'benchmarks.beside_tracing', f'--out={path}']
+  flag = '--tiny' if session.args.tiny else '--rounds=2'
+  (process,) = session.run([*command, flag])
+  if path.exists():
+    rows = json.loads(path.read_text())['rows']
+    session.write('beside_tracing', {'outcome': process.outcome, 'rows': rows})
+    beside_tracing.table(rows)
   return process.outcome
 
 
@@ -238,6 +252,7 @@ PARTS: dict[str, tuple[Callable[[Session], str], float, float]] = {
   'search_float32': (functools.partial(paper_search, 'float32'), 40, 150),
   'search_bfloat16': (functools.partial(paper_search, 'bfloat16'), 40, 110),
   'beside_torch': (beside_torch, 40, 80),
+  'beside_tracing': (step_beside_tracing, 20, 60),
   'determinism': (determinism, 25, 50),
   'blocks': (block_options, 15, 90),
   'concurrent': (concurrent, 35, 70),

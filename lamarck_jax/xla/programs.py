@@ -10,7 +10,6 @@ from collections.abc import Callable
 import concurrent.futures
 import dataclasses
 import functools
-import threading
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -19,7 +18,7 @@ from jax import stages
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lamarck_jax.xla import compiler, sharding, vectors
+from lamarck_jax.xla import compiler, sharding, tracing, vectors
 from lamarck_jax.xla.vectors import Tree
 
 # Compiles a traced program with XLA's options.
@@ -170,7 +169,6 @@ def compile_block(
   functions: BlockFunctions,
   module: nn.Module,
   inputs: Tree,
-  tracing: threading.Lock,
   compile_program: CompileProgram = stages.Lowered.compile,
 ) -> BlockPrograms:
   """Compiles the programs of a block.
@@ -180,7 +178,6 @@ def compile_block(
     module: The block.
     inputs: Shapes, dtypes and shardings of what it gets; the first axis of activations
       is the batch.
-    tracing: Held while Python traces, not while XLA compiles.
     compile_program: Compiles a traced program with options.
   """
   mesh = sharding.mesh_of(inputs)
@@ -191,7 +188,7 @@ def compile_block(
   options = compiler.block_options(mesh.devices.flat[0].platform)
   structures: list[_Structure] = []
   with jax.set_mesh(mesh), concurrent.futures.ThreadPoolExecutor(1) as thread:
-    with tracing:
+    with tracing.exclusive():
       forward = jax.jit(
         functools.partial(
           _forward_with_residuals, functions, module, shapes, sharded, structures
@@ -200,7 +197,7 @@ def compile_block(
       ).lower(state, inputs)
     compiled_forward = thread.submit(compile_program, forward, options)
     outputs, kept, new_stats = forward.out_info
-    with tracing:
+    with tracing.exclusive():
       backward = jax.jit(
         functools.partial(_backward_of_residuals, functions, shapes, structures[-1]),
         out_shardings=(sharded, replicated),
@@ -215,7 +212,7 @@ def compile_block(
         _scalar(jnp.float32, replicated),
       )
     compiled_backward = compile_program(backward, options)
-    with tracing:
+    with tracing.exclusive():
       infer = jax.jit(
         functools.partial(functions.infer, module), out_shardings=sharded
       ).lower(params, batch_stats, inputs)
@@ -332,7 +329,6 @@ def compile_head(
   module: nn.Module,
   inputs: jax.ShapeDtypeStruct,
   targets: Tree,
-  tracing: threading.Lock,
   compile_program: CompileProgram = stages.Lowered.compile,
 ) -> HeadPrograms:
   """Compiles the programs of a classifier.
@@ -342,7 +338,6 @@ def compile_head(
     module: The classifier.
     inputs: Shape, dtype and sharding of the last block's outputs.
     targets: Shapes, dtypes and shardings of the labels.
-    tracing: Held while Python traces, not while XLA compiles.
     compile_program: Compiles a traced program with options.
   """
   mesh = sharding.mesh_of(inputs)
@@ -354,7 +349,7 @@ def compile_head(
   counts = jax.ShapeDtypeStruct(logits.shape[1:] * 2, jnp.int32, sharding=replicated)
   options = compiler.options(mesh.devices.flat[0].platform)
   with jax.set_mesh(mesh):
-    with tracing:
+    with tracing.exclusive():
       train = jax.jit(
         functools.partial(_train_head, functions, module, shapes),
         out_shardings=(sharded, *[replicated] * 3),

@@ -8,7 +8,6 @@ Needs jax-cuda13-pjrt and jax-cuda13-plugin, of jaxlib's version.
 
 import os
 import pathlib
-import threading
 
 BATCH_SIZE = 512
 # Filters, kernel size, stride, size of the images, channels, type.
@@ -44,18 +43,15 @@ def main() -> None:
     kept = sharding.sharded if shape[:1] == (BATCH_SIZE,) else sharding.replicated
     return jax.ShapeDtypeStruct(shape, dtype, sharding=kept(mesh))
 
-  tracing = threading.Lock()
   for filters, kernel_size, stride, size, channels, dtype in BLOCKS:
     block = fused_block.ConvBlock(filters, kernel_size, stride, jnp.dtype(dtype).type)
     inputs = struct(dtype, BATCH_SIZE, size, size, channels)
-    programs.compile_block(training.BLOCK_FUNCTIONS, block, inputs, tracing)
+    programs.compile_block(training.BLOCK_FUNCTIONS, block, inputs)
   targets = on_device.Targets(
     struct('int32', 60_000), struct('int32', 88, BATCH_SIZE), struct('int32'), None
   )
   inputs = struct('float32', BATCH_SIZE, 8, 8, 256)
-  programs.compile_head(
-    training.HEAD_FUNCTIONS, model.Classifier(10), inputs, targets, tracing
-  )
+  programs.compile_head(training.HEAD_FUNCTIONS, model.Classifier(10), inputs, targets)
 
 
 if __name__ == '__main__':

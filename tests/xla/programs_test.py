@@ -125,9 +125,7 @@ def test_jaxs_own_caches_do_not_grow_with_every_block_ever_compiled(network):
 
 def test_residuals_that_are_inputs_or_parameters_are_not_copied():
   functions = programs.BlockFunctions(shapes, init_optimizer, update, forward, infer)
-  block = programs.compile_block(
-    functions, Scaling(1), struct(jnp.float32, 2, 4, 4, 1), threading.Lock()
-  )
+  block = programs.compile_block(functions, Scaling(1), struct(jnp.float32, 2, 4, 4, 1))
   x, state = jnp.ones((2, 4, 4, 1)), jnp.array([3.0, 7.0])  # The factor, the optimizer.
   outputs, residuals = block.forward(state, x)
   assert residuals.inputs is x
