@@ -85,10 +85,10 @@ def measure(options: str, block: tuple[int, ...], dtype: str) -> dict[str, Any]:
   values = np.zeros(vectors.size(shapes), np.float32)
   values[:num_variables] = 1 + 0.05 * rng.standard_normal(num_variables)
   state = jax.device_put(values, replicated)
-  rate = jax.device_put(np.float32(1e-3), replicated)
-  _, residuals = compiled.forward(state, inputs)
+  rate, train = jax.device_put((np.float32(1e-3), np.bool_(True)), replicated)
+  _, residuals = compiled.forward(state, inputs, train)
 
-  forward_seconds = _best_time(lambda: compiled.forward(state, inputs))
+  forward_seconds = _best_time(lambda: compiled.forward(state, inputs, train))
   backward_seconds = _best_time(
     lambda: compiled.backward(residuals, gradient, state, rate)
   )

@@ -57,7 +57,7 @@ def epoch_function(genotype: Any, steps: int, data: Any) -> Any:
 
     for name, block in blocks.items():
       params, batch_stats, _ = state[name]
-      x, *forward[name] = training.forward(block, params, batch_stats, x)
+      x, *forward[name] = training.forward(block, params, batch_stats, x, True)
     (gradients, gradient), _, total = training.head_gradients(
       head, state[CLASSIFIER][0], x, data.targets(order, index), total
     )

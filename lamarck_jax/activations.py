@@ -1,6 +1,7 @@
 """What a trained network computes on a batch, for inheritance that measures it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,6 @@ from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 from lamarck_jax.training import Trainer
 from lamarck_jax.xla import fused_block, vectors
-from lamarck_jax.xla.programs import BlockPrograms
 
 
 def outputs(
@@ -24,8 +24,8 @@ def outputs(
   """
   x: Any = trainer.data.images(trainer.data.in_order('train'), trainer.data.put(0))
   yield np.asarray((x.pixels[x.order.examples[0]] - x.mean) / x.std)
-  for block, params, stats in _blocks(trainer, genotype, variables):
-    x = block.infer(params, stats, x)
+  for block in _blocks(trainer, genotype, variables):
+    x = block(x)
     yield np.asarray(x).astype(np.float32)
 
 
@@ -48,8 +48,8 @@ def block_outputs(
   order = trainer.data.in_order('train')
   for step in steps:
     x: Any = trainer.data.images(order, trainer.data.put(step))
-    for block, params, stats in blocks:
-      x = block.infer(params, stats, x)
+    for block in blocks:
+      x = block(x)
     yield np.asarray(x).astype(np.float32)
 
 
@@ -67,8 +67,8 @@ def correct(
   found = []
   for step in range(trainer.data.num_steps(split)):
     x: Any = trainer.data.images(order, trainer.data.put(step))
-    for block, block_params, stats in blocks:
-      x = block.infer(block_params, stats, x)
+    for block in blocks:
+      x = block(x)
     logits: Any = head.apply({'params': params}, x)
     found.append(np.asarray(logits).argmax(axis=-1))
   # The last batch is padded.
@@ -96,7 +96,7 @@ def batch_statistics(
     x: Any = trainer.data.images(order, trainer.data.put(step))
     updated = {}
     for name, block in blocks.items():
-      x, residuals = block.forward(state[name], x)
+      x, residuals = block.forward(state[name], x, trainer.training)
       updated[name] = residuals.batch_stats
     found.append(jax.tree.map(lambda leaf: np.asarray(leaf) / share, updated))
   means = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *found)
@@ -108,8 +108,12 @@ def batch_statistics(
 
 def _blocks(
   trainer: Trainer, genotype: Genotype, variables: Variables
-) -> list[tuple[BlockPrograms, Any, Any]]:
-  """Returns each block's programs, parameters and statistics, on the device."""
+) -> list[Callable[[Any], jax.Array]]:
+  """Returns each block in evaluation mode, as a function of its inputs."""
   programs, _ = trainer.network(genotype)
-  params, stats = trainer.data.put((variables['params'], variables['batch_stats']))
-  return [(block, params[name], stats[name]) for name, block in programs.items()]
+  state = trainer.initial_state(genotype, variables)
+
+  def apply(name: str, inputs: Any) -> jax.Array:
+    return programs[name].forward(state[name], inputs, trainer.evaluation)[0]
+
+  return [functools.partial(apply, name) for name in programs]

@@ -6,7 +6,6 @@ they become compiled programs, one per block, is in `xla.programs`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import itertools
 from typing import Any
 
 import jax
@@ -44,19 +43,27 @@ TrainingState = dict[str, jax.Array]
 
 
 def forward(
-  block: fused_block.ConvBlock, params: Tree, batch_stats: Tree, inputs: Any
+  block: fused_block.ConvBlock,
+  params: Tree,
+  batch_stats: Tree,
+  inputs: Any,
+  train: bool | jax.Array,
 ) -> tuple[jax.Array, Callable[..., Any], Tree]:
-  """Applies a block in training mode to `Images` or to the block before's activations.
+  """Applies a block to `Images` or to the block before's activations.
+
+  Args:
+    train: Bool scalar: in training mode, or in evaluation mode.
 
   Returns:
-    The activations, their pullback and the updated running statistics.
+    The activations, their pullback in training mode, and the running statistics after
+    this batch.
   """
-  x = inputs.batch(block.dtype, train=True) if isinstance(inputs, Images) else inputs
+  x = inputs.batch(block.dtype) if isinstance(inputs, Images) else inputs
 
   def apply(params: Tree, x: jax.Array = x) -> tuple[jax.Array, Tree]:
     variables = {'params': params, 'batch_stats': batch_stats}
     outputs: Any
-    outputs, updated = block.apply(variables, x, train=True, mutable=['batch_stats'])
+    outputs, updated = block.apply(variables, x, train, mutable=['batch_stats'])
     return outputs, updated['batch_stats']
 
   # Nobody needs the gradient of the images.
@@ -89,16 +96,6 @@ def adam_update(
   return optax.apply_updates(params, updates), opt_state
 
 
-def infer(
-  block: fused_block.ConvBlock, params: Tree, batch_stats: Tree, inputs: Any
-) -> jax.Array:
-  """Applies a block in evaluation mode; arguments as in `forward`."""
-  x = inputs.batch(block.dtype, train=False) if isinstance(inputs, Images) else inputs
-  outputs: Any
-  outputs = block.apply({'params': params, 'batch_stats': batch_stats}, x, train=False)
-  return outputs
-
-
 def count_predictions(
   head: model.Classifier,
   params: Tree,
@@ -124,7 +121,7 @@ def count_predictions(
 
 _init_adam = optax.adam(0.0).init
 BLOCK_FUNCTIONS = programs.BlockFunctions(
-  model.block_shapes, _init_adam, adam_update, forward, infer
+  model.block_shapes, _init_adam, adam_update, forward
 )
 HEAD_FUNCTIONS = programs.HeadFunctions(
   model.classifier_shapes, _init_adam, adam_update, head_gradients, count_predictions
@@ -155,6 +152,7 @@ class Trainer:
     image_shape: (height, width, channels).
     description: Name, shape, sizes and classes of the data set, ready for JSON.
     data: The data set on the device.
+    training, evaluation: The two modes of `BlockPrograms.forward`, on the device.
   """
 
   def __init__(
@@ -204,6 +202,7 @@ class Trainer:
     self._zero_step, self._zero_loss, self._zero_counts = self.data.put(
       (np.int32(0), np.float32(0), counts)
     )
+    self.training, self.evaluation = self.data.put((np.bool_(True), np.bool_(False)))
 
   def train(
     self,
@@ -252,7 +251,7 @@ class Trainer:
       x: Any = self.data.images(order, step)
       targets, residuals = self.data.targets(order, step), {}
       for name, block in blocks.items():
-        x, residuals[name] = block.forward(state[name], x)
+        x, residuals[name] = block.forward(state[name], x, self.training)
         in_flight.add(residuals[name].batch_stats)
       gradient, state[CLASSIFIER], step, total = head.train(
         state[CLASSIFIER], x, targets, rate, total
@@ -280,21 +279,19 @@ class Trainer:
     Every example of the split, `train`, `validation` or `test`, counts once.
     """
     blocks, head = self.network(genotype)
-    params, stats = self.data.put((variables['params'], variables['batch_stats']))
+    state = self.initial_state(genotype, variables)
     order = self.data.in_order(split)
     num_examples = self.data.put(np.int32(self.data.num_examples(split)))
     step, total = self._zero_step, self._zero_counts
-    # `InFlight` would keep activations alive, so every eighth block is waited for: half
-    # of what may be in flight, since there can be a head for each block.
-    waits = itertools.cycle([False] * (programs.MAX_IN_FLIGHT // 2 - 1) + [True])
+    in_flight = programs.InFlight()
     for _ in range(self.data.num_steps(split)):
       x: Any = self.data.images(order, step)
       targets = self.data.targets(order, step)
       for name, block in blocks.items():
-        x = block.infer(params[name], stats[name], x)
-        if next(waits):
-          x.block_until_ready()
-      step, total = head.infer(params[CLASSIFIER], x, targets, num_examples, total)
+        x, residuals = block.forward(state[name], x, self.evaluation)
+        in_flight.add(residuals.batch_stats)
+      step, total = head.infer(state[CLASSIFIER], x, targets, num_examples, total)
+      in_flight.add(total)
     return np.asarray(total)
 
   def initial_state(self, genotype: Genotype, variables: Variables) -> TrainingState:

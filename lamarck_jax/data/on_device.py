@@ -29,8 +29,8 @@ class Order(NamedTuple):
 
   Attributes:
     examples: int32 [steps, batch_size], indices into all splits.
-    variants: int32 [steps, batch_size], how training augments each of them; None
-      without augmentation.
+    variants: int32 [steps, batch_size], how each of them is augmented; None without
+      augmentation.
   """
 
   examples: jax.Array
@@ -58,13 +58,10 @@ class Images:
   step: jax.Array
   augmentation: Augmentation = dataclasses.field(metadata={'static': True})
 
-  def batch(self, dtype: Any, train: bool) -> jax.Array:
-    """Returns the standardised batch [batch_size, height, width, channels].
-
-    Where it is to `train`, it is augmented as well.
-    """
+  def batch(self, dtype: Any) -> jax.Array:
+    """Returns the standardised batch [batch_size, height, width, channels]."""
     indices = sharding.constrain(self.order.examples[self.step])
-    if train and self.order.variants is not None:
+    if self.order.variants is not None:
       variants = sharding.constrain(self.order.variants[self.step])
       pixels = self.augmentation.gather(self.pixels, indices, variants)
     else:
@@ -152,7 +149,7 @@ class DeviceData:
     # One shape for all splits, so that all share the first block's programs.
     steps = max(map(self.num_steps, splits))
     self._order_shape = steps, batch_size
-    # Evaluation does not use it, but every pass has the leaves that were compiled for.
+    # Evaluation leaves the images as they are, by the programs of training.
     identity = np.full(self._order_shape, augmentation.identity, np.int32)
     self._unchanged = self.put(identity) if augmentation else None
     self._class_weights = None
@@ -192,7 +189,7 @@ class DeviceData:
   def in_order(self, split: str) -> Order:
     """Returns the order of a pass over a split, repeated as far as it is padded.
 
-    Its images are not augmented, whatever takes them.
+    Its images are not augmented.
     """
     examples = np.asarray(self.examples[split], np.int32)
     examples = np.resize(examples, self._order_shape)

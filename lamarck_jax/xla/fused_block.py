@@ -1,9 +1,10 @@
 """Convolution, batch normalisation and ReLU as one function with its own gradient.
 
-`ConvBlock` has the variables and the values of `model.ConvBlock`. Fused, training keeps
-one activation between forward and backward beside the input, the convolution's output z
-(plain autodiff keeps three). With batch mean m, variance v, r = 1 / sqrt(v + eps),
-scale g and bias b,
+`ConvBlock` has the variables and the values of `model.ConvBlock`. One program trains
+and evaluates: a traced flag chooses between the moments of the batch and the running
+ones. Fused, training keeps one activation between forward and backward beside the
+input, the convolution's output z (plain autodiff keeps three). With batch mean m,
+variance v, r = 1 / sqrt(v + eps), scale g and bias b,
 
   y = relu((z - m) r g + b).
 
@@ -19,7 +20,7 @@ and its gradient through the output is exactly zero.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -31,7 +32,7 @@ from lamarck_jax.xla.im2col import Geometry
 
 
 class ConvBlock(nn.Module):
-  """A convolution block, fused in training mode and folded in evaluation mode.
+  """A convolution block, fused.
 
   Attributes:
     filters: Number of filters.
@@ -50,27 +51,29 @@ class ConvBlock(nn.Module):
   epsilon: float = 1e-5
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """Applies the block; arguments and result as of `model.ConvBlock`."""
+  def __call__(self, x: jax.Array, train: bool | jax.Array) -> jax.Array:
+    """Applies the block; as `model.ConvBlock`, but that `train` may be traced.
+
+    Running statistics that are mutable are updated in any case.
+    """
     kernel, conv_bias = _Convolution(self.filters, self.kernel_size, name='conv')(
       x.shape[-1]
     )
     scale, bias, mean, var = _Normalisation(self.filters, name='norm')()
-    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    if train:
-      y, batch_mean, batch_var = conv_batch_norm_relu(
-        x, kernel, conv_bias, scale, bias, self.stride, self.epsilon
-      )
-      if not self.is_initializing():
-        for running, batch in ((mean, batch_mean), (var, batch_var)):
-          running.value = self.momentum * running.value + (1 - self.momentum) * batch
-      return y
-    # Evaluations are some hundredths of the work: XLA's own convolution gains more by
-    # compiling three times faster than it loses by running slower.
-    y = convolution.convolve(Geometry.same(x, kernel, self.stride), x, kernel)
-    factor = scale * lax.rsqrt(var.value + self.epsilon)
-    y = y * factor + ((conv_bias - mean.value) * factor + bias)
-    return nn.relu(y).astype(self.dtype)
+    y, batch_mean, batch_var = conv_batch_norm_relu(
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      conv_bias,
+      scale,
+      bias,
+      self.stride,
+      self.epsilon,
+      Evaluation(jnp.logical_not(train), mean.value, var.value),
+    )
+    if self.is_mutable_collection('batch_stats') and not self.is_initializing():
+      for running, batch in ((mean, batch_mean), (var, batch_var)):
+        running.value = self.momentum * running.value + (1 - self.momentum) * batch
+    return y
 
 
 class _Convolution(nn.Module):
@@ -104,6 +107,20 @@ class _Normalisation(nn.Module):
     )
 
 
+class Evaluation(NamedTuple):
+  """What a block needs to evaluate.
+
+  Attributes:
+    on: Whether it does, a bool scalar; else it trains.
+    mean: The running mean of the convolution with its bias, float32 [filters].
+    var: The running variance, likewise.
+  """
+
+  on: jax.Array
+  mean: jax.Array
+  var: jax.Array
+
+
 def conv_batch_norm_relu(
   x: jax.Array,
   kernel: jax.Array,
@@ -112,8 +129,9 @@ def conv_batch_norm_relu(
   bias: jax.Array,
   stride: int,
   epsilon: float = 1e-5,
+  evaluation: Evaluation | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """A block in training mode: SAME convolution, batch normalisation, ReLU.
+  """SAME convolution, batch normalisation, ReLU.
 
   Args:
     x: Images, [n, height, width, channels], any float type.
@@ -123,6 +141,7 @@ def conv_batch_norm_relu(
     bias: The batch normalisation's bias, [filters].
     stride: Along height and width.
     epsilon: Added to the variance.
+    evaluation: What normalises in evaluation; None: the block trains.
 
   Returns:
     The output, [n, output height, output width, filters], of the images' type, and
@@ -130,7 +149,10 @@ def conv_batch_norm_relu(
     [filters].
   """
   geometry = Geometry.same(x, kernel, stride)
-  y, mean, var = _block(geometry, epsilon, x, kernel, scale, bias)
+  if evaluation is not None:
+    # Below, the convolution has no bias.
+    evaluation = evaluation._replace(mean=evaluation.mean - conv_bias)
+  y, mean, var = _block(geometry, epsilon, x, kernel, scale, bias, evaluation)
   return y, mean + conv_bias, var
 
 
@@ -142,8 +164,9 @@ def _block(
   kernel: jax.Array,
   scale: jax.Array,
   bias: jax.Array,
+  evaluation: Evaluation | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  return _block_forward(geometry, epsilon, x, kernel, scale, bias)[0]
+  return _block_forward(geometry, epsilon, x, kernel, scale, bias, evaluation)[0]
 
 
 def _block_forward(
@@ -153,19 +176,24 @@ def _block_forward(
   kernel: jax.Array,
   scale: jax.Array,
   bias: jax.Array,
+  evaluation: Evaluation | None,
 ) -> Any:
   def convolve(x: jax.Array, kernel: jax.Array) -> Any:
     z, mean, var = convolution.with_moments(geometry, x, kernel)
     return (z,), sharding.join_moments(mean, var)
 
   (z,), (mean, var) = sharding.map_shards(convolve, (x,), (kernel,))
-  y = jax.nn.relu((z - mean) * (lax.rsqrt(var + epsilon) * scale) + bias)
+  center, spread = mean, var
+  if evaluation is not None:
+    center = jnp.where(evaluation.on, evaluation.mean, mean)
+    spread = jnp.where(evaluation.on, evaluation.var, var)
+  y = jax.nn.relu((z - center) * (lax.rsqrt(spread + epsilon) * scale) + bias)
   return (y.astype(x.dtype), mean, var), (x, kernel, scale, bias, z, mean, var)
 
 
 def _block_backward(
   geometry: Geometry, epsilon: float, residuals: Any, cotangents: Any
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array | None, ...]:
   x, kernel, scale, bias, z, mean, var = residuals
   dy, dmean, dvar = cotangents
   (dx,), rest = sharding.map_shards(
@@ -173,7 +201,7 @@ def _block_backward(
     (x, z, dy),
     (kernel, scale, bias, mean, var, dmean, dvar),
   )
-  return dx, *rest
+  return dx, *rest, None
 
 
 def _shard_gradients(

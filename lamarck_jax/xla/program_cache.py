@@ -19,9 +19,9 @@ from lamarck_jax.xla.programs import (
 from lamarck_jax.xla.stored_programs import StoredPrograms
 from lamarck_jax.xla.vectors import Tree
 
-# The programs of this many blocks stay in memory. On CPU a block's three have some 120
-# memory maps and 3 MB, and the kernel allows a process 65,530 maps. An individual has
-# some ten blocks; what is dropped comes back from disk.
+# The programs of this many blocks stay in memory. On CPU a block's have some 110 memory
+# maps and 3 MB, and the kernel allows a process 65,530 maps. An individual has some ten
+# blocks; what is dropped comes back from disk.
 MAX_BLOCKS_IN_MEMORY = 32
 
 

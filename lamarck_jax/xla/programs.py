@@ -38,15 +38,15 @@ class BlockFunctions(NamedTuple):
     init_optimizer: params -> opt_state, of a vector.
     update: (gradients, params, opt_state, learning_rate) -> (params, opt_state), of
       vectors.
-    forward: (module, params, batch_stats, inputs) -> (outputs, pullback, batch_stats).
-    infer: (module, params, batch_stats, inputs) -> outputs.
+    forward: (module, params, batch_stats, inputs, train) ->
+      (outputs, pullback, batch_stats); where `train`, a bool scalar, is false, outputs
+      are those of an evaluation.
   """
 
   shapes: Callable[..., Tree]
   init_optimizer: Callable[..., Tree]
   update: Callable[..., tuple[jax.Array, Tree]]
   forward: Callable[..., tuple[jax.Array, Callable[..., Any], Tree]]
-  infer: Callable[..., jax.Array]
 
 
 class HeadFunctions(NamedTuple):
@@ -119,11 +119,19 @@ class BlockPrograms(NamedTuple):
 
   compiled_forward: stages.Compiled
   compiled_backward: stages.Compiled
-  compiled_infer: stages.Compiled
 
-  def forward(self, state: jax.Array, inputs: Tree) -> tuple[jax.Array, Residuals]:
-    """Returns outputs in training mode, and what `backward` needs."""
-    outputs, kept, batch_stats = self.compiled_forward(state, inputs)
+  def forward(
+    self, state: jax.Array, inputs: Tree, train: jax.Array
+  ) -> tuple[jax.Array, Residuals]:
+    """Returns the outputs, and what `backward` needs.
+
+    Args:
+      state: The block's.
+      inputs: What it gets.
+      train: Bool scalar: whether the moments of the batch normalise it, or the running
+        ones.
+    """
+    outputs, kept, batch_stats = self.compiled_forward(state, inputs, train)
     return outputs, Residuals(inputs, kept, batch_stats)
 
   def backward(
@@ -147,10 +155,6 @@ class BlockPrograms(NamedTuple):
     )
     return input_gradient, state
 
-  def infer(self, params: Tree, batch_stats: Tree, inputs: Tree) -> jax.Array:
-    """Returns the outputs in evaluation mode."""
-    return self.compiled_infer(params, batch_stats, inputs)
-
 
 class HeadPrograms(NamedTuple):
   """The compiled programs of the head.
@@ -158,7 +162,7 @@ class HeadPrograms(NamedTuple):
   Attributes:
     train: (state, inputs, targets, learning_rate, total) ->
       (gradient of the inputs, state, step, total).
-    infer: As in `HeadFunctions`, without the module.
+    infer: (state, inputs, targets, num_examples, total) -> (step, total).
   """
 
   train: stages.Compiled
@@ -183,7 +187,6 @@ def compile_block(
   mesh = sharding.mesh_of(inputs)
   sharded, replicated = sharding.sharded(mesh), sharding.replicated(mesh)
   shapes = state_shapes(functions, module, _num_channels(inputs))
-  params, batch_stats, _ = _structs(shapes, replicated)
   state = _vector(shapes, replicated)
   options = compiler.block_options(mesh.devices.flat[0].platform)
   structures: list[_Structure] = []
@@ -194,7 +197,7 @@ def compile_block(
           _forward_with_residuals, functions, module, shapes, sharded, structures
         ),
         out_shardings=(sharded, None, replicated),
-      ).lower(state, inputs)
+      ).lower(state, inputs, _scalar(jnp.bool_, replicated))
     compiled_forward = thread.submit(compile_program, forward, options)
     outputs, kept, new_stats = forward.out_info
     with tracing.exclusive():
@@ -212,12 +215,7 @@ def compile_block(
         _scalar(jnp.float32, replicated),
       )
     compiled_backward = compile_program(backward, options)
-    with tracing.exclusive():
-      infer = jax.jit(
-        functools.partial(functions.infer, module), out_shardings=sharded
-      ).lower(params, batch_stats, inputs)
-    compiled_infer = compile_program(infer, options)
-  return BlockPrograms(compiled_forward.result(), compiled_backward, compiled_infer)
+  return BlockPrograms(compiled_forward.result(), compiled_backward)
 
 
 class _Structure(NamedTuple):
@@ -242,6 +240,7 @@ def _forward_with_residuals(
   structures: list[_Structure],
   state: jax.Array,
   inputs: Tree,
+  train: jax.Array,
 ) -> Any:
   """Returns the pullback's leaves in its place, and adds its structure to `structures`.
 
@@ -250,7 +249,7 @@ def _forward_with_residuals(
   """
   params, batch_stats, _ = vectors.unravel(state, shapes)
   outputs, pullback, batch_stats = functions.forward(
-    module, params, batch_stats, inputs
+    module, params, batch_stats, inputs, train
   )
   arguments = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves((params, inputs)))}
 
@@ -344,6 +343,7 @@ def compile_head(
   sharded, replicated = sharding.sharded(mesh), sharding.replicated(mesh)
   shapes = state_shapes(functions, module, _num_channels(inputs))
   params, _, _ = _structs(shapes, replicated)
+  state = _vector(shapes, replicated)
   scalar, count = (_scalar(dtype, replicated) for dtype in (jnp.float32, jnp.int32))
   logits = jax.eval_shape(module.apply, {'params': params}, inputs)
   counts = jax.ShapeDtypeStruct(logits.shape[1:] * 2, jnp.int32, sharding=replicated)
@@ -353,10 +353,11 @@ def compile_head(
       train = jax.jit(
         functools.partial(_train_head, functions, module, shapes),
         out_shardings=(sharded, *[replicated] * 3),
-      ).lower(_vector(shapes, replicated), inputs, targets, scalar, scalar)
+      ).lower(state, inputs, targets, scalar, scalar)
       infer = jax.jit(
-        functools.partial(functions.infer, module), out_shardings=replicated
-      ).lower(params, inputs, targets, count, counts)
+        functools.partial(_infer_head, functions, module, shapes),
+        out_shardings=replicated,
+      ).lower(state, inputs, targets, count, counts)
     return HeadPrograms(
       compile_program(train, options), compile_program(infer, options)
     )
@@ -379,6 +380,18 @@ def _train_head(
   )
   state = _updated(functions, shapes, state, gradients, {}, learning_rate)
   return input_gradient, state, step, total
+
+
+def _infer_head(
+  functions: HeadFunctions,
+  module: nn.Module,
+  shapes: tuple[Tree, Tree, Tree],
+  state: jax.Array,
+  *arguments: Any,
+) -> tuple[jax.Array, jax.Array]:
+  """Counts the head's predictions of a batch; see `HeadPrograms.infer`."""
+  params, *_ = vectors.unravel(state, shapes)
+  return functions.infer(module, params, *arguments)
 
 
 def _num_channels(inputs: Tree) -> int:

@@ -2,8 +2,8 @@
 
 Tracing is Python, and needs the interpreter; so does each start of a program. A thread
 that wants the interpreter from one that computes waits for the switch interval, by
-default 5 ms: beside tracing, a step of a few small programs took 15 to 120 ms instead
-of 0.1 to 0.6 (docs/performance.md).
+default 5 ms: beside tracing, a step of one to six tiny blocks took 23 to 115 ms instead
+of 0.1 to 0.4 (docs/performance.md).
 """
 
 from collections.abc import Iterator

@@ -115,7 +115,7 @@ def test_a_shift_that_cannot_be_reflected_is_refused_in_one_line(height, width):
 def batches(data, key, dtype=jnp.float32, train=True):
   """The batches of a pass in training, or of one without a key in evaluation."""
   order = data.shuffled(key) if train else data.in_order('train')
-  images = jax.jit(lambda images: images.batch(dtype, train=train))
+  images = jax.jit(lambda images: images.batch(dtype))
   labels = jax.jit(lambda targets: targets.batch())
   for index in range(3):
     step = data.put(np.int32(index))
@@ -225,7 +225,7 @@ trainer = training.Trainer(dataset, batch_size=96, augmentation=augmentation)
 data = on_device.DeviceData(dataset, 96, augmentation)
 order = data.shuffled(jax.random.key(1))
 with jax.set_mesh(data.mesh):
-  batch = jax.jit(lambda x: x.batch(jnp.float32, train=True))
+  batch = jax.jit(lambda x: x.batch(jnp.float32))
   x = batch(data.images(order, data.put(np.int32(2))))
 losses = []
 trainer.train(

@@ -116,9 +116,10 @@ def test_the_forms_for_a_gpu_equal_the_plain_block_in_value_and_gradient(
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-def test_evaluation_folds_the_normalisation_and_changes_nothing(dtype):
+@pytest.mark.usefixtures('all_forms')
+def test_one_program_trains_and_evaluates_as_the_plain_block(dtype):
+  x, _, dy = make_arrays(5, 7, 8, 3, 3, 2)
   rng = np.random.default_rng(0)
-  x = rng.normal(size=(3, 7, 8, 3)).astype(np.float32)
   plain, fused = (
     block_class(6, 3, 2, dtype=dtype)
     for block_class in (model.ConvBlock, fused_block.ConvBlock)
@@ -127,13 +128,31 @@ def test_evaluation_folds_the_normalisation_and_changes_nothing(dtype):
   variables = jax.tree.map(
     lambda leaf: leaf + rng.uniform(0.1, 1, leaf.shape).astype(np.float32), variables
   )
-  desired, actual = (
-    np.asarray(jax.jit(lambda v, x, m=m: m.apply(v, x, train=False))(variables, x))
-    for m in (plain, fused)
-  )
-  assert actual.dtype == desired.dtype == dtype
-  tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
-  assert_close([actual.astype(np.float32)], [desired.astype(np.float32)], tolerance)
+
+  def apply(block, params, x, train):
+    stats = {'batch_stats': variables['batch_stats']}
+    return block.apply({'params': params, **stats}, x, train, mutable=['batch_stats'])
+
+  @jax.jit
+  def program(params, x, train):
+    outputs, pullback, updated = jax.vjp(
+      lambda params, x: apply(fused, params, x, train), params, x, has_aux=True
+    )
+    return outputs, updated, pullback(dy.astype(dtype))
+
+  arguments = variables['params'], x.astype(dtype)
+  trained, updated, gradients = program(*arguments, True)
+  evaluated, *others = program(*arguments, False)
+  # Evaluation has no gradient of its own: those of training come out.
+  assert_close(jax.tree.leaves(others), jax.tree.leaves((updated, gradients)))
+  tolerance = 2e-5 if dtype == jnp.float32 else 5e-2
+  for actual, train in ((trained, True), (evaluated, False)):
+    desired, stats = jax.jit(apply, static_argnums=(0, 3))(plain, *arguments, train)
+    assert actual.dtype == desired.dtype == dtype
+    assert_close([actual.astype(np.float32)], [desired.astype(np.float32)], tolerance)
+    if train:
+      assert_close(jax.tree.leaves(updated), jax.tree.leaves(stats), tolerance)
+  assert np.abs(np.asarray(trained - evaluated, np.float32)).max() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -58,14 +58,15 @@ def test_a_training_step_of_a_block_moves_few_bytes(dump, block, megabytes):
 
 
 def test_the_head_neither_scatters_nor_sorts(dump):
-  for function in ('_train_head', 'count_predictions'):
+  for function in ('_train_head', '_infer_head'):
     (path,) = programs(dump, function)
     assert not re.search(r'\b(scatter|sort)\(', path.read_text())
 
 
 def test_no_program_is_timed_on_the_card(dump):
   paths = programs(dump)
-  assert len(paths) == 3 * len(compile_for_h100.BLOCKS) + 2
+  # Two a block, and two of the head.
+  assert len(paths) == 2 * len(compile_for_h100.BLOCKS) + 2
   for path in paths:
     module = re.match(r'module_\d+\.jit_\w+', path.name)[0]
     options = (dump / f'{module}.debug_options').read_text()

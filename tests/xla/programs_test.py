@@ -30,7 +30,7 @@ class Sum(nn.Module):
     return jnp.sum(x, (1, 2))
 
 
-def forward(block, params, stats, x):
+def forward(block, params, stats, x, train):
   x = jnp.zeros((2, 4, 4, 1)) if isinstance(x, Images) else x
   y = jnp.broadcast_to(x[..., :1] * params['factor'], (*x.shape[:3], block.filters))
   return (
@@ -44,10 +44,6 @@ def forward(block, params, stats, x):
 
 def update(gradients, params, opt_state, rate):
   return params + gradients * rate, opt_state
-
-
-def infer(block, params, stats, x):
-  return forward(block, params, stats, x)[0]
 
 
 def head_gradients(head, params, x, targets, total):
@@ -71,7 +67,7 @@ def init_optimizer(params):
 
 def make_cache(forward=forward, num_threads=2):
   return program_cache.ProgramCache(
-    programs.BlockFunctions(shapes, init_optimizer, update, forward, infer),
+    programs.BlockFunctions(shapes, init_optimizer, update, forward),
     programs.HeadFunctions(shapes, init_optimizer, update, head_gradients, count),
     batch_size=2,
     num_threads=num_threads,
@@ -124,10 +120,10 @@ def test_jaxs_own_caches_do_not_grow_with_every_block_ever_compiled(network):
 
 
 def test_residuals_that_are_inputs_or_parameters_are_not_copied():
-  functions = programs.BlockFunctions(shapes, init_optimizer, update, forward, infer)
+  functions = programs.BlockFunctions(shapes, init_optimizer, update, forward)
   block = programs.compile_block(functions, Scaling(1), struct(jnp.float32, 2, 4, 4, 1))
   x, state = jnp.ones((2, 4, 4, 1)), jnp.array([3.0, 7.0])  # The factor, the optimizer.
-  outputs, residuals = block.forward(state, x)
+  outputs, residuals = block.forward(state, x, jnp.bool_(True))
   assert residuals.inputs is x
   assert not any(leaf.size for leaf in jax.tree.leaves(residuals[1:]))
   _, updated = block.backward(residuals, outputs, state, jnp.float32(1))
