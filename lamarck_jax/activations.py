@@ -11,7 +11,7 @@ from lamarck_jax import model
 from lamarck_jax.genotype import Genotype
 from lamarck_jax.model import Variables
 from lamarck_jax.training import Trainer
-from lamarck_jax.xla import fused_block, vectors
+from lamarck_jax.xla import fused_block, programs, vectors
 
 
 def outputs(
@@ -89,7 +89,7 @@ def batch_statistics(
   start = {'params': variables['params'], 'batch_stats': zeros}
   state = trainer.initial_state(genotype, start)
   blocks, _ = trainer.network(genotype)
-  order = trainer.data.in_order('train')
+  order, in_flight = trainer.data.in_order('train'), programs.InFlight()
   share = 1 - fused_block.ConvBlock.momentum  # Of a batch in running statistics.
   found = []
   for step in steps:
@@ -98,6 +98,7 @@ def batch_statistics(
     for name, block in blocks.items():
       x, residuals = block.forward(state[name], x, trainer.training)
       updated[name] = residuals.batch_stats
+      in_flight.add(updated[name])
     found.append(jax.tree.map(lambda leaf: np.asarray(leaf) / share, updated))
   means = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *found)
   return {
@@ -110,10 +111,12 @@ def _blocks(
   trainer: Trainer, genotype: Genotype, variables: Variables
 ) -> list[Callable[[Any], jax.Array]]:
   """Returns each block in evaluation mode, as a function of its inputs."""
-  programs, _ = trainer.network(genotype)
-  state = trainer.initial_state(genotype, variables)
+  blocks, _ = trainer.network(genotype)
+  state, in_flight = trainer.initial_state(genotype, variables), programs.InFlight()
 
   def apply(name: str, inputs: Any) -> jax.Array:
-    return programs[name].forward(state[name], inputs, trainer.evaluation)[0]
+    outputs, residuals = blocks[name].forward(state[name], inputs, trainer.evaluation)
+    in_flight.add(residuals.batch_stats)
+    return outputs
 
-  return [functools.partial(apply, name) for name in programs]
+  return [functools.partial(apply, name) for name in blocks]

@@ -62,13 +62,13 @@ def test_devices_that_share_a_batch_train_as_one_does(shared_compilation_cache):
 
 
 @pytest.mark.slow
-def test_a_deep_network_trains_on_devices_that_wait_for_one_another():
+def test_a_deep_network_is_computed_on_devices_that_wait_for_one_another():
   """More programs than the CPU's client takes at once could deadlock."""
   program = """
 import jax, numpy as np
 from lamarck_jax.data import datasets
 from lamarck_jax.xla import sharding
-from lamarck_jax import model, training
+from lamarck_jax import activations, model, training
 from lamarck_jax.genotype import Genotype
 
 def split(n):
@@ -81,6 +81,13 @@ variables = model.init_variables(jax.random.key(0), genotype, 1, 2)
 for _ in range(3):
   trainer.train(jax.random.key(0), genotype, variables, [1e-3] * 3)
   assert trainer.accuracy(genotype, variables, 'train') == 1
+  assert activations.correct(trainer, genotype, variables, 'train') == 160 * 'f'
+  steps = [0] * 10
+  (*_, outputs) = activations.block_outputs(trainer, genotype, variables, 41, steps)
+  assert outputs.shape == (64, 8, 8, 8)
+  assert len(list(activations.outputs(trainer, genotype, variables))) == 42
+  statistics = activations.batch_statistics(trainer, genotype, variables, steps)
+  assert len(statistics) == 41
 print(sharding.batch_mesh(64, (16, 16, 1)).size)
 """
   assert run_program(program, JAX_NUM_CPU_DEVICES='4', PJRT_NPROC='4').split() == ['4']
