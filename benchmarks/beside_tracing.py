@@ -10,6 +10,7 @@ The cases alternate in one process. Nothing is compiled but the small networks.
 
 import argparse
 from collections.abc import Iterator
+import concurrent.futures
 import contextlib
 import itertools
 import sys
@@ -22,12 +23,12 @@ from benchmarks import common
 NETWORKS = {1: '8c1', 3: '8c1 8c1 8c1', 6: '8c1 8c1 8c1 8c1 8c1 8c1'}
 # Filters, kernel size, stride and channels of what is traced meanwhile.
 TRACED = ((64, 3, 1, 32), (32, 5, 2, 256), (128, 3, 2, 96), (256, 1, 1, 64))
-BATCH_SIZE, IMAGE_SIZE, STEPS = 32, 8, 50
+BATCH_SIZE, IMAGE_SIZE, STEPS = 32, 8, 20
 
 
 @contextlib.contextmanager
 def tracing_thread(mesh: Any) -> Iterator[list[float]]:
-  """Traces blocks, over and over, in another thread; yields the time of each."""
+  """Traces blocks, over and over, in another thread; yields the seconds of each."""
   import jax
   import jax.numpy as jnp
 
@@ -53,18 +54,28 @@ def tracing_thread(mesh: Any) -> Iterator[list[float]]:
       trace(*block)
       seconds.append(time.perf_counter() - start)
 
-  thread = threading.Thread(target=run)
-  thread.start()
-  try:
-    yield seconds
-  finally:
-    done.set()
-    thread.join()
-    jax.clear_caches()
+  with concurrent.futures.ThreadPoolExecutor(1) as threads:
+    running = threads.submit(run)
+    try:
+      # The first one loads more than the others.
+      while not seconds and not running.done():
+        time.sleep(0.01)
+      seconds.clear()
+      yield seconds
+    finally:
+      done.set()
+    running.result()
+  jax.clear_caches()
 
 
-def measure(rounds: int, steps: int) -> list[dict[str, Any]]:
-  """Returns the figures of each network: milliseconds a step, and a traced block."""
+def measure(rounds: int, steps: int, least_seconds: float) -> Iterator[dict[str, Any]]:
+  """Yields the figures of each network: milliseconds a step, and a traced block.
+
+  Args:
+    rounds: Figures of each kind.
+    steps: Of an epoch.
+    least_seconds: A figure is the mean of as many epochs as take this long.
+  """
   import jax
 
   from lamarck_jax import model, training
@@ -77,18 +88,17 @@ def measure(rounds: int, steps: int) -> list[dict[str, Any]]:
   trainer = training.Trainer(dataset, batch_size=BATCH_SIZE)
   key = jax.random.key(0)
   intervals = {'default': sys.getswitchinterval(), 'ours': tracing.SWITCH_INTERVAL}
-  rows = []
   for num_blocks, text in NETWORKS.items():
     genotype = Genotype.parse(text)
-    classes = dataset.num_classes
-    state = trainer.initial_state(
-      genotype, model.init_variables(key, genotype, 1, classes)
-    )
+    variables = model.init_variables(key, genotype, 1, dataset.num_classes)
+    state = trainer.initial_state(genotype, variables)
 
     def step_ms(genotype: Any = genotype, state: Any = state) -> float:
-      start = time.perf_counter()
-      trainer.train_epoch(key, genotype, state, 0, 1e-3)
-      return (time.perf_counter() - start) / steps * 1e3
+      start, epochs = time.perf_counter(), 0
+      while epochs == 0 or time.perf_counter() - start < least_seconds:
+        trainer.train_epoch(key, genotype, state, 0, 1e-3)
+        epochs += 1
+      return (time.perf_counter() - start) / (epochs * steps) * 1e3
 
     found: dict[str, list[float]] = {}
     for _ in range(rounds):
@@ -98,19 +108,13 @@ def measure(rounds: int, steps: int) -> list[dict[str, Any]]:
         tracing.SWITCH_INTERVAL = interval
         step_ms()
         with tracing_thread(trainer.data.mesh) as seconds:
-          while not seconds:  # The first one loads more than the others.
-            time.sleep(0.01)
           found.setdefault(name, []).append(step_ms())
-        found.setdefault(f'traced_{name}', []).extend(s * 1e3 for s in seconds[1:])
-    rows.append(
-      {
-        'blocks': num_blocks,
-        **{f'{name}_ms': common.summary(values) for name, values in found.items()},
-      }
-    )
-  tracing.SWITCH_INTERVAL = intervals['ours']
+          traced = seconds.copy()
+        found.setdefault(f'traced_{name}', []).extend(s * 1e3 for s in traced)
+    tracing.SWITCH_INTERVAL = intervals['ours']
+    figures = {f'{name}_ms': common.summary(row) for name, row in found.items()}
+    yield {'blocks': num_blocks, **figures}
   trainer.close()
-  return rows
 
 
 def table(rows: list[dict[str, Any]]) -> None:
@@ -129,8 +133,11 @@ def main() -> None:
   parser.add_argument('--out', type=common.path, help='JSON file for the figures')
   parser.add_argument('--tiny', action='store_true', help='two rounds of few steps')
   args = parser.parse_args()
-  rows = measure(2 if args.tiny else args.rounds, 10 if args.tiny else STEPS)
-  common.write_json(args.out, {'rows': rows})
+  sizes = (2, 5, 0.1) if args.tiny else (args.rounds, STEPS, 1.0)
+  rows = []
+  for row in measure(*sizes):
+    rows.append(row)
+    common.write_json(args.out, {'rows': rows})
   table(rows)
 
 

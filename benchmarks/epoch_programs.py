@@ -25,7 +25,6 @@ NETWORKS = (
   ('32c5 16c3s2 32c3', 32, 8, 1, 1137),
   ('64c5 32c5s2 64c3', 64, 16, 3, 1280),
 )
-NUM_CLASSES = common.NUM_CLASSES
 
 
 def epoch_function(genotype: Any, steps: int, data: Any) -> Any:
@@ -42,7 +41,7 @@ def epoch_function(genotype: Any, steps: int, data: Any) -> Any:
     model.block_name(b): fused_block.ConvBlock(b.filters, b.kernel_size, b.stride)
     for b in genotype.blocks
   }
-  head = model.Classifier(NUM_CLASSES)
+  head = model.Classifier(common.NUM_CLASSES)
 
   def step(order: Any, rate: jax.Array, index: jax.Array, carry: Any) -> Any:
     state, total = carry
@@ -97,7 +96,7 @@ def measure(
   trainer = training.Trainer(dataset, batch_size=batch_size)
   data = on_device.DeviceData(dataset, batch_size, NO_AUGMENTATION)
   key, rate = jax.random.key(0), data.put(np.float32(1e-3))
-  variables = model.init_variables(key, genotype, channels, NUM_CLASSES)
+  variables = model.init_variables(key, genotype, channels, common.NUM_CLASSES)
   order = data.shuffled(jax.random.fold_in(key, 0))
 
   def timed(call: Any) -> tuple[Any, np.ndarray]:

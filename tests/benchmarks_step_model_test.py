@@ -41,6 +41,9 @@ def test_the_documentations_fits_are_those_of_the_published_evaluations():
     path = ROOT / 'docs' / 'results' / day / 'evaluations.json'
     for dtype, rows in json.loads(path.read_text()).items():
       fits[dtype].append(step_model.fit(rows, dtype))
+      search = json.loads((path.parent / f'search_{dtype}.json').read_text())
+      # Images per second are rounded in the log.
+      assert fits[dtype][-1].measured == pytest.approx(search['phases']['train'], 1e-3)
   for dtype, (one, other) in fits.items():
     text = (
       f'{dtype} {one.factor:.2f} and {other.factor:.2f} times, {one.constant:.2f} and'

@@ -1,4 +1,4 @@
-"""One compiled program per block, instead of one per network.
+"""Two compiled programs per block, instead of those of each network.
 
 Every evaluation of a search has a new architecture, so a program for the whole network
 would be compiled for every child. But a network is a chain of blocks, and a block's
