@@ -9,7 +9,7 @@ The cases alternate in one process. Nothing is compiled but the small networks.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import concurrent.futures
 import contextlib
 import itertools
@@ -74,7 +74,8 @@ def measure(rounds: int, steps: int, least_seconds: float) -> Iterator[dict[str,
   Args:
     rounds: Figures of each kind.
     steps: Of an epoch.
-    least_seconds: A figure is the mean of as many epochs as take this long.
+    least_seconds: A figure is the mean of as many epochs as take this long, and in
+      which a block is traced.
   """
   import jax
 
@@ -93,9 +94,11 @@ def measure(rounds: int, steps: int, least_seconds: float) -> Iterator[dict[str,
     variables = model.init_variables(key, genotype, 1, dataset.num_classes)
     state = trainer.initial_state(genotype, variables)
 
-    def step_ms(genotype: Any = genotype, state: Any = state) -> float:
+    def step_ms(
+      traced: Sequence[float] = (0.0,), genotype: Any = genotype, state: Any = state
+    ) -> float:
       start, epochs = time.perf_counter(), 0
-      while epochs == 0 or time.perf_counter() - start < least_seconds:
+      while not epochs or not traced or time.perf_counter() - start < least_seconds:
         trainer.train_epoch(key, genotype, state, 0, 1e-3)
         epochs += 1
       return (time.perf_counter() - start) / (epochs * steps) * 1e3
@@ -108,7 +111,7 @@ def measure(rounds: int, steps: int, least_seconds: float) -> Iterator[dict[str,
         tracing.SWITCH_INTERVAL = interval
         step_ms()
         with tracing_thread(trainer.data.mesh) as seconds:
-          found.setdefault(name, []).append(step_ms())
+          found.setdefault(name, []).append(step_ms(seconds))
           traced = seconds.copy()
         found.setdefault(f'traced_{name}', []).extend(s * 1e3 for s in traced)
     tracing.SWITCH_INTERVAL = intervals['ours']

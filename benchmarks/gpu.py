@@ -111,14 +111,21 @@ def beside_torch(session: Session) -> str:
 
 def step_beside_tracing(session: Session) -> str:
   """Times steps of tiny networks beside a thread that traces."""
-  path = session.out / 'beside_tracing.json'
-  command = [sys.executable, '-m', 'benchmarks.beside_tracing', f'--out={path}']
   flag = '--tiny' if session.args.tiny else '--rounds=2'
-  (process,) = session.run([*command, flag])
+  return _rows_of(session, 'beside_tracing', beside_tracing.table, flag)
+
+
+def _rows_of(
+  session: Session, name: str, table: Callable[[Any], None], *flags: str
+) -> str:
+  """Runs a benchmark that writes rows as they come, and prints them as a table."""
+  path = session.out / f'{name}.json'
+  command = [sys.executable, '-m', f'benchmarks.{name}', f'--out={path}', *flags]
+  (process,) = session.run(command)
   if path.exists():
     rows = json.loads(path.read_text())['rows']
-    session.write('beside_tracing', {'outcome': process.outcome, 'rows': rows})
-    beside_tracing.table(rows)
+    session.write(name, {'outcome': process.outcome, 'rows': rows})
+    table(rows)
   return process.outcome
 
 
@@ -156,14 +163,7 @@ def determinism(session: Session) -> str:
 
 def block_options(session: Session) -> str:
   """Times single blocks under sets of options."""
-  path = session.out / 'blocks.json'
-  command = [sys.executable, '-m', 'benchmarks.blocks', f'--out={path}']
-  (process,) = session.run([*command, *['--tiny'] * session.args.tiny])
-  if path.exists():
-    rows = json.loads(path.read_text())['rows']
-    session.write('blocks', {'outcome': process.outcome, 'rows': rows})
-    blocks.table(rows)
-  return process.outcome
+  return _rows_of(session, 'blocks', blocks.table, *['--tiny'] * session.args.tiny)
 
 
 def concurrent(session: Session) -> str:
