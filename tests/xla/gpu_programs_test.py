@@ -35,7 +35,8 @@ def dump(tmp_path_factory) -> pathlib.Path:
 
 def programs(dump: pathlib.Path, function: str = '*') -> list[pathlib.Path]:
   """Optimised programs of a function, in the order in which they were compiled."""
-  return sorted(dump.glob(f'module_*.jit_{function}.*gpu_after_optimizations.txt'))
+  paths = dump.glob(f'module_*.jit_{function}.*gpu_after_optimizations.txt')
+  return sorted(paths, key=lambda path: int(re.match(r'module_(\d+)', path.name)[1]))
 
 
 @pytest.mark.parametrize(
