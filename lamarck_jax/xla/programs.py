@@ -342,10 +342,9 @@ def compile_head(
   mesh = sharding.mesh_of(inputs)
   sharded, replicated = sharding.sharded(mesh), sharding.replicated(mesh)
   shapes = state_shapes(functions, module, _num_channels(inputs))
-  params, _, _ = _structs(shapes, replicated)
   state = _vector(shapes, replicated)
   scalar, count = (_scalar(dtype, replicated) for dtype in (jnp.float32, jnp.int32))
-  logits = jax.eval_shape(module.apply, {'params': params}, inputs)
+  logits = jax.eval_shape(module.apply, {'params': shapes[0]}, inputs)
   counts = jax.ShapeDtypeStruct(logits.shape[1:] * 2, jnp.int32, sharding=replicated)
   options = compiler.options(mesh.devices.flat[0].platform)
   with jax.set_mesh(mesh):
@@ -400,10 +399,6 @@ def _num_channels(inputs: Tree) -> int:
 
 def _struct(leaf: Any, leaf_sharding: NamedSharding) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf_sharding)
-
-
-def _structs(tree: Tree, leaf_sharding: NamedSharding) -> Any:
-  return jax.tree.map(lambda leaf: _struct(leaf, leaf_sharding), tree)
 
 
 def _vector(shapes: Tree, replicated: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -36,7 +36,7 @@ def dump(tmp_path_factory) -> pathlib.Path:
 def programs(dump: pathlib.Path, function: str = '*') -> list[pathlib.Path]:
   """Optimised programs of a function, in the order in which they were compiled."""
   paths = dump.glob(f'module_*.jit_{function}.*gpu_after_optimizations.txt')
-  return sorted(paths, key=lambda path: int(re.match(r'module_(\d+)', path.name)[1]))
+  return sorted(paths, key=lambda path: int(re.findall(r'\d+', path.name)[0]))
 
 
 @pytest.mark.parametrize(
